@@ -1,0 +1,120 @@
+//! The lowered pipeline: nodes in dependency order, typed edges, feedback edges told apart.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::operator::OperatorSpec;
+use crate::record::PortType;
+
+/// A validated pipeline.
+#[derive(Clone)]
+pub struct Graph {
+    /// Nodes in dependency order: every edge that is not feedback goes from a lower index to a higher one.
+    pub nodes: Vec<Node>,
+    /// Edges in the order of their consumers, and for one consumer in the order written.
+    pub edges: Vec<Edge>,
+    /// The `run` block.
+    pub run: RunSettings,
+    /// The pipeline with every parameter filled in: what a run directory stores, and what runs again as it is.
+    pub resolved: serde_yaml::Value,
+}
+
+/// One use of an operator.
+#[derive(Clone)]
+pub struct Node {
+    /// Its key under `nodes`.
+    pub name: String,
+    /// The operator.
+    pub op: Arc<OperatorSpec>,
+    /// The `with` block, validated.
+    pub config: serde_yaml::Value,
+}
+
+/// A connection from an output to an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edge {
+    /// Index of the emitting node.
+    pub from_node: usize,
+    /// Index of the output port in its operator's `outputs`.
+    pub from_port: usize,
+    /// Index of the consuming node.
+    pub to_node: usize,
+    /// Index of the input port in its operator's `inputs`.
+    pub to_port: usize,
+    /// What it carries.
+    pub port_type: PortType,
+    /// For feedback edges, how many steps the consumer may run ahead of the emitter.
+    pub feedback: Option<Feedback>,
+}
+
+/// The mark that makes a cycle legal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feedback {
+    /// 0: the consumer's step t sees what was emitted at step t - 1. k: what was emitted at step t - 1 - k.
+    pub max_staleness: u64,
+}
+
+/// The `run` block: what holds for the whole run.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunSettings {
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// Passes over the data. A run ends after `steps` or `epochs`, whichever is given; one of them must be, not both.
+    pub epochs: Option<u64>,
+    /// Number of steps (optimizer updates).
+    pub steps: Option<u64>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`. `auto` takes the first GPU if there is one.
+    pub device: String,
+    /// Compute type: `float32` or `bfloat16`. Master weights are float32 in both.
+    pub dtype: Dtype,
+    /// Threads for tensor work; absent: all cores, shared by nodes that may run at the same time.
+    pub threads: Option<usize>,
+    /// When to store a state that a run can resume from.
+    pub checkpoint: CheckpointSettings,
+    /// Parent of run directories.
+    pub directory: String,
+}
+
+impl Default for RunSettings {
+    fn default() -> Self {
+        RunSettings {
+            seed: 42,
+            epochs: None,
+            steps: None,
+            device: "auto".into(),
+            dtype: Dtype::Float32,
+            threads: None,
+            checkpoint: CheckpointSettings::default(),
+            directory: "runs".into(),
+        }
+    }
+}
+
+/// The type tensor work is done in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit IEEE floating point.
+    Float32,
+    /// 16 bits: float32's range, 8 bits of precision.
+    Bfloat16,
+}
+
+/// When to store a state that a run can resume from.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSettings {
+    /// Steps between checkpoints; absent: only when interrupted.
+    pub every: Option<u64>,
+    /// How many to keep, the newest first.
+    pub keep: usize,
+}
+
+impl Default for CheckpointSettings {
+    fn default() -> Self {
+        CheckpointSettings { every: None, keep: 2 }
+    }
+}

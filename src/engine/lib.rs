@@ -1,0 +1,25 @@
+//! The dataflow language of sapo-flow and its runtime.
+//!
+//! YAML text becomes a validated [`Graph`] ([`load`](pipeline::load)), the graph becomes a timely dataflow
+//! ([`run`](runtime::run)). Operators live elsewhere and are found through a [`Registry`]; this crate never names libtorch.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`record`] | what travels on edges |
+//! | [`operator`] | what an operator is, and the registry of them |
+//! | [`pipeline`] | YAML to graph: parsing, parameters, validation, diagnostics |
+//! | [`graph`] | the lowered graph, drawn as mermaid or dot |
+//! | [`runtime`] | the graph as a timely dataflow: steps, feedback, device threads, checkpoints |
+
+pub mod graph;
+pub mod operator;
+pub mod pipeline;
+pub mod record;
+pub mod runtime;
+
+pub use graph::{Edge, Graph, Node, RunSettings};
+pub use operator::{
+    BuildContext, Define, Inputs, NodePlan, Operator, OperatorError, OperatorSpec, Outputs, Placement, PlanContext,
+    PortSpec, Registry,
+};
+pub use record::{Batch, Metrics, Pair, PortType, Prompt, Record, ReferenceLogps, Segment, TokenId, Weights};

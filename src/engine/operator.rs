@@ -1,0 +1,389 @@
+//! What an operator is: how it is declared, configured, stepped, saved and restored.
+//!
+//! An operator is a function of a step. The runtime calls [`Operator::step`] once for every step, in order, when all
+//! records of that step have arrived on every input; so what an operator computes never depends on thread timing.
+//! A new operator implements [`Operator`] and [`Define`], and is added to the one list of its registry.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema};
+use serde::de::DeserializeOwned;
+
+use crate::graph::RunSettings;
+use crate::record::{Batch, Metrics, Pair, PortType, Prompt, Record, Weights};
+use crate::runtime::event::EventSender;
+
+/// What goes wrong inside an operator; the runtime adds the node's name and the step.
+pub type OperatorError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A running operator.
+pub trait Operator: Send {
+    /// Called once, before the first step of a run (a resumed run included, after [`restore`](Self::restore)), in
+    /// dependency order; `inputs` holds what the operators before it emitted here, feedback edges left out.
+    /// What it emits stands for "step -1" and reaches only other operators' `start`, and feedback edges: there it is
+    /// delivered at every step that no emission of a real step can reach yet. Heavy loading belongs here: it runs on
+    /// the device thread.
+    fn start(&mut self, inputs: Inputs) -> Result<Outputs, OperatorError> {
+        let _ = inputs;
+        Ok(Outputs::default())
+    }
+
+    /// One step: all records of `step` on every input, in edge order, to all records of `step` on every output.
+    fn step(&mut self, step: u64, inputs: Inputs) -> Result<Outputs, OperatorError>;
+
+    /// Write what a later [`restore`](Self::restore) needs into `directory`, which exists and is empty.
+    /// Called between steps; the state is that after the step just done.
+    fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        let _ = directory;
+        Ok(())
+    }
+
+    /// Take up the state that [`snapshot`](Self::snapshot) wrote. Called before [`start`](Self::start).
+    fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        let _ = directory;
+        Ok(())
+    }
+
+    /// Give a record of ours that was in flight on a feedback edge its process-local parts back, after a restore.
+    fn reattach(&mut self, record: &mut Record) -> Result<(), OperatorError> {
+        let _ = record;
+        Ok(())
+    }
+
+    /// Called once after the last step of a completed run (not when interrupted).
+    fn finish(&mut self) -> Result<(), OperatorError> {
+        Ok(())
+    }
+}
+
+/// Where an operator's calls run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// On the timely worker, for work of microseconds.
+    Worker,
+    /// On a thread of its own, for tensor work; the dataflow goes on meanwhile.
+    Device,
+}
+
+/// An input or output of an operator.
+#[derive(Clone, Copy, Debug)]
+pub struct PortSpec {
+    /// The name used in YAML: `node.port`, or the key under `in`.
+    pub name: &'static str,
+    /// Types of records accepted (inputs) or emitted (outputs: exactly one).
+    pub types: &'static [PortType],
+    /// Inputs: whether the node is wrong without it.
+    pub required: bool,
+    /// Inputs: whether several edges may end here (their records are concatenated in the order written).
+    pub many: bool,
+    /// One line for people.
+    pub doc: &'static str,
+}
+
+impl PortSpec {
+    /// A port of one type, required, with a single edge.
+    pub const fn new(name: &'static str, types: &'static [PortType], doc: &'static str) -> Self {
+        PortSpec { name, types, required: true, many: false, doc }
+    }
+
+    /// The same port, which may be left unconnected.
+    pub const fn optional(self) -> Self {
+        PortSpec { required: false, ..self }
+    }
+
+    /// The same port, which takes any number of edges.
+    pub const fn many(self) -> Self {
+        PortSpec { many: true, ..self }
+    }
+}
+
+/// Something wrong with a value under `with` that its type alone cannot tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigIssue {
+    /// The key under `with`, dotted where nested.
+    pub key: String,
+    /// What was expected and what was found.
+    pub message: String,
+}
+
+impl ConfigIssue {
+    /// An issue with the value at `key`.
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        ConfigIssue { key: key.into(), message: message.into() }
+    }
+}
+
+/// What a node will take, as far as can be told without loading anything heavy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodePlan {
+    /// Sources: steps in one pass over the data.
+    pub steps_per_epoch: Option<u64>,
+    /// Parameters of the model the node holds, counted.
+    pub parameters: Option<u64>,
+    /// Peak bytes per device, such as `("cpu", 540_000_000)`.
+    pub peak_bytes: Vec<(String, u64)>,
+    /// Notes for people, such as what the figures assume.
+    pub notes: Vec<String>,
+}
+
+/// What [`Define::plan`] may look at.
+pub struct PlanContext<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// The pipeline's `run` block.
+    pub run: &'a RunSettings,
+}
+
+/// What [`Define::build`] may look at.
+pub struct BuildContext<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// The pipeline's `run` block: seed, device, dtype, threads.
+    pub run: &'a RunSettings,
+    /// Steps of the whole run; 0 while sources are being built, since they decide it.
+    pub total_steps: u64,
+    /// The run directory, which exists.
+    pub run_directory: &'a Path,
+    /// Whether this run takes up a checkpoint: `restore` will follow.
+    pub resumed: bool,
+    /// How many versions of a weights output may still be read by feedback consumers, the newest included:
+    /// 1 + the largest max_staleness among its feedback edges (1 where there is none).
+    pub retained_versions: u64,
+    /// Names of the inputs and outputs that are connected.
+    pub connected_inputs: Vec<&'static str>,
+    /// See `connected_inputs`.
+    pub connected_outputs: Vec<&'static str>,
+    /// Where progress and results for people go.
+    pub events: EventSender,
+}
+
+/// An operator that users can write in YAML.
+pub trait Define: Operator + Sized + 'static {
+    /// The value of `op`.
+    const NAME: &'static str;
+    /// One line.
+    const SUMMARY: &'static str;
+    /// Markdown: what it does, its state, its errors.
+    const DOCS: &'static str;
+    /// A YAML pipeline fragment: one or more entries of `nodes`, as a mapping. A test validates it.
+    const EXAMPLE: &'static str;
+    /// Inputs, in order; the first is meant by `in: x`.
+    const INPUTS: &'static [PortSpec];
+    /// Outputs, in order; the first is meant by `in: node` where several exist and none is named.
+    const OUTPUTS: &'static [PortSpec];
+    /// Where its calls run.
+    const PLACEMENT: Placement = Placement::Worker;
+    /// The keys under `with`: `deny_unknown_fields`, a doc comment and (unless required) a default on every field.
+    type Config: DeserializeOwned + JsonSchema;
+
+    /// What is wrong with a config beyond its types.
+    fn check(config: &Self::Config) -> Vec<ConfigIssue> {
+        let _ = config;
+        Vec::new()
+    }
+
+    /// What the node will take.
+    fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
+        let _ = (config, context);
+        Ok(NodePlan::default())
+    }
+
+    /// Paths of models and data that the node reads, for the manifest's hashes.
+    fn files(config: &Self::Config) -> Vec<PathBuf> {
+        let _ = config;
+        Vec::new()
+    }
+
+    /// Sources only: steps in one pass over the data, asked after `build`.
+    fn steps_per_epoch(&self) -> Option<u64> {
+        None
+    }
+
+    /// Make the operator. Cheap for [`Placement::Device`] operators: loading belongs into [`Operator::start`].
+    fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError>;
+}
+
+/// A built operator and what it says of the run's length.
+pub struct Built {
+    /// The operator.
+    pub operator: Box<dyn Operator>,
+    /// See [`Define::steps_per_epoch`].
+    pub steps_per_epoch: Option<u64>,
+}
+
+/// An operator's declaration with its types erased: one entry of the registry.
+#[derive(Clone)]
+pub struct OperatorSpec {
+    /// See [`Define::NAME`].
+    pub name: &'static str,
+    /// See [`Define::SUMMARY`].
+    pub summary: &'static str,
+    /// See [`Define::DOCS`].
+    pub docs: &'static str,
+    /// See [`Define::EXAMPLE`].
+    pub example: &'static str,
+    /// See [`Define::INPUTS`].
+    pub inputs: &'static [PortSpec],
+    /// See [`Define::OUTPUTS`].
+    pub outputs: &'static [PortSpec],
+    /// See [`Define::PLACEMENT`].
+    pub placement: Placement,
+    /// JSON Schema of the keys under `with`.
+    pub config_schema: fn() -> Schema,
+    /// Deserialize and [`Define::check`].
+    pub check: fn(&serde_yaml::Value) -> Vec<ConfigIssue>,
+    /// [`Define::plan`].
+    pub plan: fn(&serde_yaml::Value, &PlanContext) -> Result<NodePlan, OperatorError>,
+    /// [`Define::files`].
+    pub files: fn(&serde_yaml::Value) -> Vec<PathBuf>,
+    /// [`Define::build`].
+    pub build: fn(&serde_yaml::Value, &BuildContext) -> Result<Built, OperatorError>,
+}
+
+impl OperatorSpec {
+    /// The entry for an operator type.
+    pub fn of<D: Define>() -> Self {
+        OperatorSpec {
+            name: D::NAME,
+            summary: D::SUMMARY,
+            docs: D::DOCS,
+            example: D::EXAMPLE,
+            inputs: D::INPUTS,
+            outputs: D::OUTPUTS,
+            placement: D::PLACEMENT,
+            config_schema: || schemars::schema_for!(D::Config),
+            check: |value| match parse::<D::Config>(value) {
+                Ok(config) => D::check(&config),
+                Err(error) => vec![ConfigIssue::new("", error.to_string())],
+            },
+            plan: |value, context| D::plan(&parse(value)?, context),
+            files: |value| parse(value).map(|config| D::files(&config)).unwrap_or_default(),
+            build: |value, context| {
+                let operator = D::build(parse(value)?, context)?;
+                let steps_per_epoch = operator.steps_per_epoch();
+                Ok(Built { operator: Box::new(operator), steps_per_epoch })
+            },
+        }
+    }
+}
+
+/// A `with` block as an operator's config; an absent block is an empty one.
+fn parse<C: DeserializeOwned>(value: &serde_yaml::Value) -> Result<C, serde_yaml::Error> {
+    match value {
+        serde_yaml::Value::Null => serde_yaml::from_value(serde_yaml::Value::Mapping(Default::default())),
+        value => serde_yaml::from_value(value.clone()),
+    }
+}
+
+/// The operators a pipeline may use. Validation, docs, schema and runs all read this list.
+#[derive(Clone, Default)]
+pub struct Registry {
+    specs: Vec<Arc<OperatorSpec>>,
+}
+
+impl Registry {
+    /// A registry of these operators.
+    ///
+    /// # Panics
+    /// When two have the same name: a mistake in the program, not in its input.
+    pub fn new(specs: Vec<OperatorSpec>) -> Self {
+        let mut registry = Registry::default();
+        for spec in specs {
+            assert!(registry.get(spec.name).is_none(), "two operators are named `{}`", spec.name);
+            registry.specs.push(Arc::new(spec));
+        }
+        registry
+    }
+
+    /// The operator of that name.
+    pub fn get(&self, name: &str) -> Option<&Arc<OperatorSpec>> {
+        self.specs.iter().find(|spec| spec.name == name)
+    }
+
+    /// All operators, in the order listed.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<OperatorSpec>> {
+        self.specs.iter()
+    }
+}
+
+/// The records of one step, by input port.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    ports: Vec<(&'static str, Vec<Record>)>,
+}
+
+impl Inputs {
+    /// Inputs holding these records.
+    pub fn new(ports: Vec<(&'static str, Vec<Record>)>) -> Self {
+        Inputs { ports }
+    }
+
+    /// Take all records of a port, in order; none where it is unconnected.
+    pub fn take(&mut self, port: &str) -> Vec<Record> {
+        self.ports
+            .iter_mut()
+            .find(|(name, _)| *name == port)
+            .map(|(_, records)| std::mem::take(records))
+            .unwrap_or_default()
+    }
+
+    /// Take the prompts of a port.
+    pub fn prompts(&mut self, port: &str) -> Vec<Arc<Prompt>> {
+        self.take(port)
+            .into_iter()
+            .filter_map(|record| if let Record::Prompt(prompt) = record { Some(prompt) } else { None })
+            .collect()
+    }
+
+    /// Take the pairs of a port.
+    pub fn pairs(&mut self, port: &str) -> Vec<Arc<Pair>> {
+        self.take(port)
+            .into_iter()
+            .filter_map(|record| if let Record::Pair(pair) = record { Some(pair) } else { None })
+            .collect()
+    }
+
+    /// Take the batches of a port.
+    pub fn batches(&mut self, port: &str) -> Vec<Arc<Batch>> {
+        self.take(port)
+            .into_iter()
+            .filter_map(|record| if let Record::Batch(batch) = record { Some(batch) } else { None })
+            .collect()
+    }
+
+    /// Take the newest weights of a port.
+    pub fn weights(&mut self, port: &str) -> Option<Weights> {
+        self.take(port)
+            .into_iter()
+            .rev()
+            .find_map(|record| if let Record::Weights(weights) = record { Some(weights) } else { None })
+    }
+
+    /// Take the metrics of a port, one set for each edge that sent one.
+    pub fn metrics(&mut self, port: &str) -> Vec<Arc<Metrics>> {
+        self.take(port)
+            .into_iter()
+            .filter_map(|record| if let Record::Metrics(metrics) = record { Some(metrics) } else { None })
+            .collect()
+    }
+}
+
+/// What an operator emits at one step, by output port.
+#[derive(Clone, Debug, Default)]
+pub struct Outputs {
+    /// Records in order of emission, each with its port.
+    pub records: Vec<(&'static str, Record)>,
+}
+
+impl Outputs {
+    /// Nothing emitted yet.
+    pub fn new() -> Self {
+        Outputs::default()
+    }
+
+    /// Emit a record on a port.
+    pub fn push(&mut self, port: &'static str, record: Record) {
+        self.records.push((port, record));
+    }
+}

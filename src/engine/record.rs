@@ -1,0 +1,165 @@
+//! What travels on edges: prompts, pairs, batches, handles to weights, and metrics.
+//!
+//! Records are plain data without tensors, so that they can be stored in a checkpoint and exchanged between timely
+//! workers. Weights are the exception that proves it: a record names a model and a version, and carries a handle that
+//! only this process can follow.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// A token's index in the vocabulary.
+pub type TokenId = u32;
+
+/// The type of a port: which records an edge carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PortType {
+    /// Tokenized conversations: a prompt and its answer ([`Prompt`]).
+    Prompts,
+    /// Chosen and rejected responses to a prompt ([`Pair`]).
+    Pairs,
+    /// Pairs gathered for one update ([`Batch`]).
+    Batches,
+    /// Versions of a model's weights ([`Weights`]).
+    Weights,
+    /// Named numbers, one set a step ([`Metrics`]).
+    Metrics,
+}
+
+impl fmt::Display for PortType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// One record on an edge.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Record {
+    /// On [`PortType::Prompts`] edges.
+    Prompt(Arc<Prompt>),
+    /// On [`PortType::Pairs`] edges.
+    Pair(Arc<Pair>),
+    /// On [`PortType::Batches`] edges.
+    Batch(Arc<Batch>),
+    /// On [`PortType::Weights`] edges.
+    Weights(Weights),
+    /// On [`PortType::Metrics`] edges.
+    Metrics(Arc<Metrics>),
+}
+
+impl Record {
+    /// The type of port that carries this record.
+    pub fn port_type(&self) -> PortType {
+        match self {
+            Record::Prompt(_) => PortType::Prompts,
+            Record::Pair(_) => PortType::Pairs,
+            Record::Batch(_) => PortType::Batches,
+            Record::Weights(_) => PortType::Weights,
+            Record::Metrics(_) => PortType::Metrics,
+        }
+    }
+}
+
+/// A tokenized row of a data set: a prompt and the answer to learn from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prompt {
+    /// The row's index in the data set, counted over all its files before any shuffle.
+    pub row: u64,
+    /// The pass over the data that this occurrence belongs to, from 0.
+    pub epoch: u64,
+    /// The conversation before the answer, rendered and tokenized, generation prompt included.
+    pub prompt_ids: Vec<TokenId>,
+    /// The answer, ending in EOS.
+    pub chosen_ids: Vec<TokenId>,
+    /// A worse answer from the data set, ending in EOS, where rows have one.
+    pub rejected_ids: Option<Vec<TokenId>>,
+}
+
+/// The part of a response that a sampler wrote, in tokens of the response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// First generated token of the rejected response.
+    pub start: usize,
+    /// Number of generated tokens kept in the rejected response.
+    pub len: usize,
+    /// Whether the sampler emitted EOS, so that nothing of the original tail follows.
+    pub ended: bool,
+}
+
+/// A chosen and a rejected response to one prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The step at which the pair came to be.
+    pub step: u64,
+    /// Position among the pairs that its operator emitted at that step.
+    pub position: u32,
+    /// The operator (node name) that made it.
+    pub origin: String,
+    /// The data row it stems from.
+    pub row: u64,
+    /// The prompt's tokens.
+    pub prompt_ids: Vec<TokenId>,
+    /// The better response, ending in EOS unless truncated.
+    pub chosen_ids: Vec<TokenId>,
+    /// The worse response; absent in data that has only good answers (supervised fine-tuning).
+    pub rejected_ids: Option<Vec<TokenId>>,
+    /// Where the rejected response was rewritten; absent for pairs from a data set.
+    pub segment: Option<Segment>,
+    /// Version of the weights that generated the rejected response; absent for pairs from a data set.
+    pub weights_version: Option<u64>,
+    /// Seed of the random stream the response was generated with; absent for pairs from a data set.
+    pub seed: Option<u64>,
+}
+
+/// Summed log-probabilities of a pair's responses under a reference model, in nats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReferenceLogps {
+    /// Of the chosen response.
+    pub chosen: f32,
+    /// Of the rejected response; 0 where the pair has none.
+    pub rejected: f32,
+}
+
+/// Pairs for one update, or for a part of one where a step has several batches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// The pairs, each within the batcher's max_length.
+    pub pairs: Vec<Arc<Pair>>,
+    /// One entry a pair, once a `reference` operator has been passed.
+    pub reference: Option<Vec<ReferenceLogps>>,
+}
+
+/// A handle to something that lives in this process only, such as a set of tensors.
+pub type Handle = Arc<dyn Any + Send + Sync>;
+
+/// One version of a model's weights.
+///
+/// The tensors do not travel: `handle` points at them while the record stays in this process, and keeps the version
+/// readable for as long as the record lives. In a checkpoint the handle is absent and the operator that emitted the
+/// record supplies it again ([`Operator::reattach`](crate::operator::Operator::reattach)).
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Weights {
+    /// Name of the node whose model this is.
+    pub model: String,
+    /// How many updates these weights have had.
+    pub version: u64,
+    /// The tensors.
+    #[serde(skip)]
+    pub handle: Option<Handle>,
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Weights {{ {} version {} }}", self.model, self.version)
+    }
+}
+
+/// Named numbers of one step. Names are TRL's where TRL has one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Values by name, such as `rewards/margins`; units in the operator's docs.
+    pub values: BTreeMap<String, f64>,
+}

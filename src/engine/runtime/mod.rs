@@ -1,0 +1,3 @@
+//! The graph as a timely dataflow.
+
+pub mod event;
