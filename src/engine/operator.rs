@@ -66,6 +66,27 @@ pub enum Placement {
     Device,
 }
 
+/// A stream of records in a timely dataflow over steps.
+pub type RecordStream<'scope> = timely::dataflow::StreamVec<'scope, u64, Record>;
+
+/// What an operator says about its state, computed incrementally by differential dataflow.
+///
+/// The operator emits [`Change`](crate::record::Change)s of a collection on the hidden port [`View::CHANGES`]; `build`
+/// turns them into the records of the declared output `port`. A view keeps no state of its own across a resume: the
+/// restored operator emits its whole collection as insertions at its first step.
+#[derive(Clone, Copy)]
+pub struct View {
+    /// The output that the view feeds.
+    pub port: &'static str,
+    /// Changes to records, as dataflow.
+    pub build: for<'scope> fn(RecordStream<'scope>) -> RecordStream<'scope>,
+}
+
+impl View {
+    /// The hidden output an operator with a view emits its changes on.
+    pub const CHANGES: &'static str = "(changes)";
+}
+
 /// An input or output of an operator.
 #[derive(Clone, Copy, Debug)]
 pub struct PortSpec {
@@ -174,6 +195,8 @@ pub trait Define: Operator + Sized + 'static {
     const OUTPUTS: &'static [PortSpec];
     /// Where its calls run.
     const PLACEMENT: Placement = Placement::Worker;
+    /// A part of the operator that is dataflow itself: see [`View`].
+    const VIEW: Option<View> = None;
     /// The keys under `with`: `deny_unknown_fields`, a doc comment and (unless required) a default on every field.
     type Config: DeserializeOwned + JsonSchema;
 
@@ -229,6 +252,8 @@ pub struct OperatorSpec {
     pub outputs: &'static [PortSpec],
     /// See [`Define::PLACEMENT`].
     pub placement: Placement,
+    /// See [`Define::VIEW`].
+    pub view: Option<View>,
     /// JSON Schema of the keys under `with`.
     pub config_schema: fn() -> Schema,
     /// Deserialize and [`Define::check`].
@@ -252,6 +277,7 @@ impl OperatorSpec {
             inputs: D::INPUTS,
             outputs: D::OUTPUTS,
             placement: D::PLACEMENT,
+            view: D::VIEW,
             config_schema: || schemars::schema_for!(D::Config),
             check: |value| match parse::<D::Config>(value) {
                 Ok(config) => D::check(&config),

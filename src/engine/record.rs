@@ -27,6 +27,8 @@ pub enum PortType {
     Weights,
     /// Named numbers, one set a step ([`Metrics`]).
     Metrics,
+    /// Insertions into and removals from a collection ([`Change`]).
+    Changes,
 }
 
 impl fmt::Display for PortType {
@@ -48,6 +50,8 @@ pub enum Record {
     Weights(Weights),
     /// On [`PortType::Metrics`] edges.
     Metrics(Arc<Metrics>),
+    /// On [`PortType::Changes`] edges.
+    Change(Change),
 }
 
 impl Record {
@@ -59,6 +63,7 @@ impl Record {
             Record::Batch(_) => PortType::Batches,
             Record::Weights(_) => PortType::Weights,
             Record::Metrics(_) => PortType::Metrics,
+            Record::Change(_) => PortType::Changes,
         }
     }
 }
@@ -162,4 +167,13 @@ impl fmt::Debug for Weights {
 pub struct Metrics {
     /// Values by name, such as `rewards/margins`; units in the operator's docs.
     pub values: BTreeMap<String, f64>,
+}
+
+/// A change to a collection: differential dataflow's (data, diff), at the step of the record.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Change {
+    /// The element, as numbers whose meaning the emitting operator documents.
+    pub element: Vec<u64>,
+    /// +1 for an insertion, -1 for a removal.
+    pub diff: i64,
 }

@@ -1,0 +1,367 @@
+//! Checkpoints: consistent cuts, atomic on disk.
+//!
+//! A checkpoint after t steps holds each node's state once its step t - 1 is done, and what is in flight on feedback
+//! edges. Nodes reach that point at different moments; the last one completes the checkpoint. It is written under a
+//! temporary name, synced, described by a manifest with a hash for each file, renamed, and only then named by `latest`.
+//!
+//! ```text
+//! checkpoints/
+//!   latest                 the name of the newest complete checkpoint
+//!   step-00000300/
+//!     manifest.json        step, pipeline hash, SHA-256 of every other file
+//!     in_flight.json       records on feedback edges
+//!     nodes/NAME/...       what the node's operator wrote
+//! ```
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::control::Control;
+use super::event::{Event, EventSender};
+use super::{RunError, RunOptions};
+use crate::graph::Graph;
+use crate::record::Record;
+
+/// Records in flight on feedback edges, by edge name; the n-th entry is due at the n-th step after the cut.
+type InFlight = BTreeMap<String, Vec<Vec<Record>>>;
+
+/// The description of a complete checkpoint.
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    step: u64,
+    pipeline_sha256: String,
+    files: BTreeMap<String, String>,
+}
+
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const IN_FLIGHT: &str = "in_flight.json";
+const LATEST: &str = "latest";
+
+/// A checkpoint under construction.
+#[derive(Default)]
+struct Pending {
+    nodes: usize,
+    in_flight: InFlight,
+}
+
+/// Collects the snapshots of all nodes into checkpoints.
+pub struct Checkpointer {
+    root: PathBuf,
+    keep: usize,
+    node_count: usize,
+    edge_names: Vec<String>,
+    pipeline_sha256: String,
+    events: EventSender,
+    pending: Mutex<BTreeMap<u64, Pending>>,
+    writers: Mutex<Vec<JoinHandle<Result<(), RunError>>>>,
+}
+
+impl Checkpointer {
+    /// For the checkpoints of one run.
+    pub fn new(graph: &Graph, options: &RunOptions) -> Self {
+        Checkpointer {
+            root: options.run_directory.join("checkpoints"),
+            keep: graph.run.checkpoint.keep.max(1),
+            node_count: graph.nodes.len(),
+            edge_names: (0..graph.edges.len()).map(|edge| edge_name(graph, edge)).collect(),
+            pipeline_sha256: pipeline_sha256(graph),
+            events: options.events.clone(),
+            pending: Mutex::new(BTreeMap::new()),
+            writers: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The empty directory a node writes its snapshot into.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn node_directory(&self, step: u64, node: &str) -> Result<PathBuf, RunError> {
+        let temporary = self.temporary(step);
+        // Left over from a run that was killed while writing.
+        if let Entry::Vacant(entry) = locked(&self.pending).entry(step) {
+            if temporary.exists() {
+                fs::remove_dir_all(&temporary).map_err(|error| failed(&temporary, error))?;
+            }
+            entry.insert(Pending::default());
+        }
+        let directory = temporary.join("nodes").join(node);
+        fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
+        Ok(directory)
+    }
+
+    /// Take a node's snapshot as done. The last node's completes the checkpoint, on a thread of its own.
+    ///
+    /// # Errors
+    /// When that thread cannot be started.
+    pub fn node_done(
+        &self,
+        step: u64,
+        node: &str,
+        in_flight: Vec<(usize, Vec<Vec<Record>>)>,
+        control: &Control,
+    ) -> Result<(), RunError> {
+        let mut pending = locked(&self.pending);
+        let entry = pending.entry(step).or_default();
+        entry.nodes += 1;
+        entry.in_flight.extend(in_flight.into_iter().map(|(edge, records)| (self.edge_names[edge].clone(), records)));
+        tracing::debug!(node, step, done = entry.nodes, of = self.node_count, "snapshot taken");
+        if entry.nodes < self.node_count || control.has_failed() {
+            return Ok(());
+        }
+        let in_flight = pending.remove(&step).unwrap_or_default().in_flight;
+        drop(pending);
+        self.wait(control);
+        let writer = Writer {
+            root: self.root.clone(),
+            temporary: self.temporary(step),
+            keep: self.keep,
+            step,
+            pipeline_sha256: self.pipeline_sha256.clone(),
+            events: self.events.clone(),
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || writer.complete(&in_flight));
+        locked(&self.writers).push(thread.map_err(|error| failed(&self.root, error))?);
+        Ok(())
+    }
+
+    /// Wait until no checkpoint is being completed.
+    pub fn wait(&self, control: &Control) {
+        for writer in locked(&self.writers).drain(..) {
+            match writer.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => control.fail(error),
+                Err(_) => control
+                    .fail(RunError::Checkpoint { path: self.root.clone(), message: "its writer panicked".into() }),
+            }
+        }
+    }
+
+    fn temporary(&self, step: u64) -> PathBuf {
+        self.root.join(format!(".writing-{}", checkpoint_name(step)))
+    }
+}
+
+/// Completes one checkpoint.
+struct Writer {
+    root: PathBuf,
+    temporary: PathBuf,
+    keep: usize,
+    step: u64,
+    pipeline_sha256: String,
+    events: EventSender,
+}
+
+impl Writer {
+    fn complete(self, in_flight: &InFlight) -> Result<(), RunError> {
+        let path = self.temporary.join(IN_FLIGHT);
+        let text = serde_json::to_vec(in_flight).map_err(|error| failed(&path, error))?;
+        fs::write(&path, text).map_err(|error| failed(&path, error))?;
+        let mut files = BTreeMap::new();
+        for file in files_under(&self.temporary).map_err(|error| failed(&self.temporary, error))? {
+            let path = self.temporary.join(&file);
+            files.insert(file, sync_and_hash(&path).map_err(|error| failed(&path, error))?);
+        }
+        let manifest =
+            Manifest { format: FORMAT, step: self.step, pipeline_sha256: self.pipeline_sha256.clone(), files };
+        let text = serde_json::to_vec_pretty(&manifest).map_err(|error| failed(&self.temporary, error))?;
+        write_synced(&self.temporary.join(MANIFEST), &text).map_err(|error| failed(&self.temporary, error))?;
+
+        let name = checkpoint_name(self.step);
+        let target = self.root.join(&name);
+        self.publish(&name, &target).map_err(|error| failed(&target, error))?;
+        self.events.send(Event::CheckpointSaved { step: self.step, path: target });
+        Ok(())
+    }
+
+    /// Rename into place, point `latest` there, and drop what is too old.
+    fn publish(&self, name: &str, target: &Path) -> io::Result<()> {
+        if target.exists() {
+            fs::remove_dir_all(target)?;
+        }
+        fs::rename(&self.temporary, target)?;
+        sync_directory(&self.root)?;
+        let pointer = self.root.join(".latest");
+        write_synced(&pointer, name.as_bytes())?;
+        fs::rename(&pointer, self.root.join(LATEST))?;
+        sync_directory(&self.root)?;
+        let mut names: Vec<String> = fs::read_dir(&self.root)?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.starts_with("step-") && name.as_str() <= checkpoint_name(self.step).as_str())
+            .collect();
+        names.sort();
+        let old = names.len().saturating_sub(self.keep);
+        for name in &names[..old] {
+            fs::remove_dir_all(self.root.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// A checkpoint that a run can take up: complete, unaltered, and of the same pipeline.
+pub struct LoadedCheckpoint {
+    /// Steps it covers: the first step of the resumed run.
+    pub step: u64,
+    /// Its directory.
+    pub directory: PathBuf,
+    in_flight: InFlight,
+}
+
+impl LoadedCheckpoint {
+    /// Check and load the newest checkpoint of a run directory; `None` where there is none.
+    ///
+    /// # Errors
+    /// When a file is missing, truncated or altered, or the checkpoint is of another pipeline.
+    pub fn latest(run_directory: &Path, graph: &Graph) -> Result<Option<Self>, RunError> {
+        let root = run_directory.join("checkpoints");
+        match fs::read_to_string(root.join(LATEST)) {
+            Ok(name) => Self::load(&root.join(name.trim()), graph).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(&root.join(LATEST), error)),
+        }
+    }
+
+    /// Check and load a checkpoint.
+    ///
+    /// # Errors
+    /// See [`latest`](Self::latest).
+    pub fn load(directory: &Path, graph: &Graph) -> Result<Self, RunError> {
+        let path = directory.join(MANIFEST);
+        let text = fs::read(&path).map_err(|error| failed(&path, error))?;
+        let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| failed(&path, error))?;
+        if manifest.format != FORMAT {
+            return Err(failed(&path, format!("format {FORMAT} expected, {} found", manifest.format)));
+        }
+        if manifest.pipeline_sha256 != pipeline_sha256(graph) {
+            return Err(failed(
+                &path,
+                "it was written by a different pipeline: nodes, wiring or settings have changed",
+            ));
+        }
+        let found = files_under(directory).map_err(|error| failed(directory, error))?;
+        if let Some(extra) = found.iter().find(|file| *file != MANIFEST && !manifest.files.contains_key(*file)) {
+            return Err(failed(&directory.join(extra), "not part of the checkpoint's manifest"));
+        }
+        for (file, expected) in &manifest.files {
+            let path = directory.join(file);
+            let found = sync_and_hash(&path).map_err(|error| failed(&path, error))?;
+            if found != *expected {
+                let message = format!("truncated or altered: SHA-256 {expected} expected, {found} found");
+                return Err(failed(&path, message));
+            }
+        }
+        let path = directory.join(IN_FLIGHT);
+        let text = fs::read(&path).map_err(|error| failed(&path, error))?;
+        let in_flight = serde_json::from_slice(&text).map_err(|error| failed(&path, error))?;
+        Ok(LoadedCheckpoint { step: manifest.step, directory: directory.into(), in_flight })
+    }
+
+    /// Where a node's snapshot lies.
+    pub fn node_directory(&self, node: &str) -> PathBuf {
+        self.directory.join("nodes").join(node)
+    }
+
+    /// What was in flight on a feedback edge.
+    ///
+    /// # Errors
+    /// When the checkpoint knows nothing of the edge.
+    pub fn in_flight(&self, graph: &Graph, edge: usize) -> Result<Vec<Vec<Record>>, RunError> {
+        let name = edge_name(graph, edge);
+        let records = self.in_flight.get(&name).cloned();
+        records.ok_or_else(|| failed(&self.directory.join(IN_FLIGHT), format!("nothing about the edge {name}")))
+    }
+}
+
+/// The directory name of a checkpoint, sorting by step.
+fn checkpoint_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// An edge as people write it.
+fn edge_name(graph: &Graph, edge: usize) -> String {
+    let edge = &graph.edges[edge];
+    let (from, to) = (&graph.nodes[edge.from_node], &graph.nodes[edge.to_node]);
+    format!("{}.{} -> {}.{}", from.name, from.op.outputs[edge.from_port].name, to.name, to.op.inputs[edge.to_port].name)
+}
+
+/// A hash of what must not change between a run and its resumption: the graph, its settings and the seed.
+/// How often checkpoints are taken, and how many are kept, may change.
+fn pipeline_sha256(graph: &Graph) -> String {
+    let mut text = String::new();
+    for node in &graph.nodes {
+        text +=
+            &format!("{} {} {}\n", node.name, node.op.name, serde_json::to_string(&node.config).unwrap_or_default());
+    }
+    for edge in 0..graph.edges.len() {
+        text += &format!("{} {:?}\n", edge_name(graph, edge), graph.edges[edge].feedback);
+    }
+    let run = &graph.run;
+    text += &format!("{} {:?} {:?} {} {:?} {:?}", run.seed, run.epochs, run.steps, run.device, run.dtype, run.threads);
+    hex(&Sha256::digest(text.as_bytes()))
+}
+
+fn failed(path: &Path, message: impl ToString) -> RunError {
+    RunError::Checkpoint { path: path.into(), message: message.to_string() }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Files below a directory, as relative paths with `/`, sorted.
+fn files_under(directory: &Path) -> io::Result<Vec<String>> {
+    let mut files = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(directory.join(&folder))? {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path.to_string_lossy().replace('\\', "/"));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The SHA-256 of a file whose bytes are on disk afterwards.
+fn sync_and_hash(path: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    file.sync_all()?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..read]);
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Make renames in a directory durable.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

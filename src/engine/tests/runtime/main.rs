@@ -1,0 +1,7 @@
+//! The runtime, driven by toy operators whose arithmetic is exact: hashes in place of tensors.
+
+mod checkpoints;
+mod failures;
+mod staleness;
+mod toys;
+mod views;
