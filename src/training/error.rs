@@ -21,6 +21,9 @@ pub enum Error {
         /// What was expected and what was found.
         message: String,
     },
+    /// A chat template is malformed, or refuses a conversation.
+    #[error("chat template: {0}")]
+    Template(String),
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),

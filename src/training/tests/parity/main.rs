@@ -1,0 +1,5 @@
+//! Agreement with what others computed: the golden files, transformers, and formulas worked by hand.
+
+mod chat_templates;
+mod conversations;
+mod golden;
