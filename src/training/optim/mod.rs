@@ -1,1 +1,246 @@
-//! To be written.
+//! Optimizers with the semantics of PyTorch's, their gradients' norm, and learning rate schedules.
+//!
+//! An update works through memory once: each tensor is taken in blocks that stay in the processor's cache while the
+//! update's elementwise operations pass over them, in place.
+
+mod adamw;
+mod clip;
+mod rmsprop;
+pub mod schedule;
+mod sgd;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, no_grad};
+
+pub use clip::{clip_scale, global_norm};
+pub use schedule::{Schedule, ScheduleKind, Warmup};
+
+use crate::{Error, Result};
+
+/// Elements of a tensor that an update works on at a time on a CPU: four such blocks of f32 fit a core's cache.
+const BLOCK: i64 = 1 << 16;
+
+/// An optimizer and its settings.
+///
+/// Weight decay applies to matrices only, not to norms and biases, as in Hugging Face's Trainer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Adam with decoupled weight decay.
+    Adamw {
+        /// Decay of the running mean of gradients.
+        beta1: f64,
+        /// Decay of the running mean of squared gradients.
+        beta2: f64,
+        /// Added to the denominator.
+        eps: f64,
+        /// Fraction of a weight taken off per step, times the learning rate.
+        weight_decay: f64,
+    },
+    /// RMSprop without momentum.
+    Rmsprop {
+        /// Decay of the running mean of squared gradients.
+        alpha: f64,
+        /// Added to the denominator.
+        eps: f64,
+        /// Fraction of a weight added to its gradient.
+        weight_decay: f64,
+    },
+    /// Gradient descent without momentum.
+    Sgd {
+        /// Fraction of a weight added to its gradient.
+        weight_decay: f64,
+    },
+}
+
+impl Rule {
+    /// Names of the tensors kept for every parameter; PyTorch's.
+    fn slots(&self) -> &'static [&'static str] {
+        match self {
+            Rule::Adamw { .. } => &["exp_avg", "exp_avg_sq"],
+            Rule::Rmsprop { .. } => &["square_avg"],
+            Rule::Sgd { .. } => &[],
+        }
+    }
+
+    /// Bytes kept for every parameter, in f32.
+    pub fn state_bytes_per_parameter(&self) -> u64 {
+        4 * self.slots().len() as u64
+    }
+
+    /// The settings' names, values, and least and largest values allowed (the largest excluded).
+    fn settings(&self) -> Vec<(&'static str, f64, f64, f64)> {
+        let unbounded = f64::INFINITY;
+        match *self {
+            Rule::Adamw { beta1, beta2, eps, weight_decay } => vec![
+                ("beta1", beta1, 0.0, 1.0),
+                ("beta2", beta2, 0.0, 1.0),
+                ("eps", eps, 0.0, unbounded),
+                ("weight_decay", weight_decay, 0.0, unbounded),
+            ],
+            Rule::Rmsprop { alpha, eps, weight_decay } => vec![
+                ("alpha", alpha, 0.0, 1.0),
+                ("eps", eps, 0.0, unbounded),
+                ("weight_decay", weight_decay, 0.0, unbounded),
+            ],
+            Rule::Sgd { weight_decay } => vec![("weight_decay", weight_decay, 0.0, unbounded)],
+        }
+    }
+
+    /// What is wrong with the settings, if anything.
+    pub fn check(&self) -> Result<()> {
+        for (name, value, least, bound) in self.settings() {
+            if !(least..bound).contains(&value) {
+                return Err(Error::Argument(format!(
+                    "{name}: expected a number from {least} to below {bound}, found {value}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an update of one block of a parameter works on: flat, contiguous views of equal length.
+struct Block<'a> {
+    parameter: Tensor,
+    /// Used up: a rule may write into it.
+    gradient: Tensor,
+    state: Vec<Tensor>,
+    /// Whether weight decay applies.
+    decays: bool,
+    learning_rate: f64,
+    /// Updates including this one.
+    step: u64,
+    rule: &'a Rule,
+}
+
+/// An optimizer's running state for a list of parameters.
+pub struct Optimizer {
+    rule: Rule,
+    names: Vec<String>,
+    /// For every parameter, one tensor per slot.
+    state: Vec<Vec<Tensor>>,
+    steps: u64,
+}
+
+impl Optimizer {
+    /// An optimizer for these parameters, which every later call must pass in the same order.
+    pub fn new(rule: Rule, parameters: &[(String, Tensor)]) -> Result<Self> {
+        rule.check()?;
+        let mut state = Vec::with_capacity(parameters.len());
+        for (_, parameter) in parameters {
+            let zeros = || Tensor::f_zeros(parameter.size(), (parameter.kind(), parameter.device()));
+            state.push(rule.slots().iter().map(|_| zeros()).collect::<std::result::Result<Vec<_>, _>>()?);
+        }
+        Ok(Optimizer { rule, names: parameters.iter().map(|(name, _)| name.clone()).collect(), state, steps: 0 })
+    }
+
+    /// Updates done so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Update the parameters in place with `gradient_scale` times the gradients, which are used up.
+    pub fn step(
+        &mut self,
+        parameters: &[(String, Tensor)],
+        gradients: Vec<Tensor>,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) -> Result<()> {
+        self.steps += 1;
+        no_grad(|| {
+            for ((index, (_, parameter)), gradient) in parameters.iter().enumerate().zip(gradients) {
+                let decays = parameter.dim() >= 2;
+                let parameter = parameter.f_view([-1])?;
+                let gradient = gradient.f_contiguous()?.f_view([-1])?;
+                let flat: Vec<Tensor> = self.state[index]
+                    .iter()
+                    .map(|tensor| tensor.f_view([-1]))
+                    .collect::<std::result::Result<_, _>>()?;
+                for (start, length) in blocks(parameter.numel() as i64, parameter.device()) {
+                    let part = |tensor: &Tensor| tensor.f_narrow(0, start, length);
+                    let mut block = Block {
+                        parameter: part(&parameter)?,
+                        gradient: part(&gradient)?,
+                        state: flat.iter().map(part).collect::<std::result::Result<_, _>>()?,
+                        decays,
+                        learning_rate,
+                        step: self.steps,
+                        rule: &self.rule,
+                    };
+                    if gradient_scale != 1.0 {
+                        let _ = block.gradient.f_mul_scalar_(gradient_scale)?;
+                    }
+                    block.update()?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Write the state into a safetensors file.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = vec![("step".to_owned(), Tensor::f_from_slice(&[self.steps as i64])?)];
+        for (name, state) in self.names.iter().zip(&self.state) {
+            for (slot, tensor) in self.rule.slots().iter().zip(state) {
+                tensors.push((format!("{name}.{slot}"), tensor.f_to_device(Device::Cpu)?));
+            }
+        }
+        Ok(Tensor::write_safetensors(&tensors, path)?)
+    }
+
+    /// Take up the state that [`save`](Self::save) wrote for the same rule and parameters.
+    pub fn load(&mut self, path: &Path) -> Result<()> {
+        let invalid = |message: String| Error::Invalid { path: path.to_owned(), message };
+        let mut stored: std::collections::BTreeMap<String, Tensor> =
+            Tensor::read_safetensors(path)?.into_iter().collect();
+        let mut take = |name: &str| stored.remove(name).ok_or_else(|| invalid(format!("`{name}` is missing")));
+        let step = take("step")?;
+        if step.kind() != Kind::Int64 || step.numel() != 1 {
+            return Err(invalid(format!("`step`: expected one i64, found {:?} {:?}", step.kind(), step.size())));
+        }
+        for (name, state) in self.names.iter().zip(&mut self.state) {
+            for (slot, tensor) in self.rule.slots().iter().zip(state) {
+                let name = format!("{name}.{slot}");
+                let found = take(&name)?;
+                if found.size() != tensor.size() || found.kind() != tensor.kind() {
+                    let (expected, found) = ((tensor.kind(), tensor.size()), (found.kind(), found.size()));
+                    return Err(invalid(format!("`{name}`: expected {expected:?}, found {found:?}")));
+                }
+                tensor.f_copy_(&found)?;
+            }
+        }
+        if let Some(name) = stored.keys().next() {
+            return Err(invalid(format!("`{name}` belongs to no parameter that is trained, or to another optimizer")));
+        }
+        self.steps = step.f_int64_value(&[0])? as u64;
+        Ok(())
+    }
+}
+
+impl Block<'_> {
+    fn update(&mut self) -> Result<()> {
+        match *self.rule {
+            Rule::Adamw { beta1, beta2, eps, weight_decay } => adamw::update(self, beta1, beta2, eps, weight_decay),
+            Rule::Rmsprop { alpha, eps, weight_decay } => rmsprop::update(self, alpha, eps, weight_decay),
+            Rule::Sgd { weight_decay } => sgd::update(self, weight_decay),
+        }
+    }
+
+    /// L2 regularisation, where weight decay is not decoupled: gradient += weight_decay * parameter.
+    fn add_weight_decay(&mut self, weight_decay: f64) -> Result<()> {
+        if self.decays && weight_decay != 0.0 {
+            let _ = self.gradient.f_add_(&self.parameter.f_mul_scalar(weight_decay)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Start and length of every block of so many elements; one block on a GPU.
+fn blocks(elements: i64, device: Device) -> impl Iterator<Item = (i64, i64)> {
+    let length = if device == Device::Cpu { BLOCK } else { elements.max(1) };
+    (0..elements).step_by(length as usize).map(move |start| (start, length.min(elements - start)))
+}

@@ -3,3 +3,6 @@
 mod chat_templates;
 mod conversations;
 mod golden;
+mod objectives;
+mod optimizers;
+mod schedules;

@@ -1,0 +1,21 @@
+//! Gradient clipping by global norm, as PyTorch's `clip_grad_norm_`.
+
+use tch::{Kind, Tensor, no_grad};
+
+use crate::Result;
+
+/// The L2 norm of all gradients taken together; a scalar f32 tensor on their device.
+pub fn global_norm(gradients: &[Tensor]) -> Result<Tensor> {
+    no_grad(|| {
+        let norms = gradients
+            .iter()
+            .map(|gradient| gradient.f_norm()?.f_to_kind(Kind::Float))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
+    })
+}
+
+/// What gradients of this global norm are multiplied by to keep it within `max_norm`.
+pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + 1e-6)).min(1.0)
+}
