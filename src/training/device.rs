@@ -1,1 +1,99 @@
-//! To be written.
+//! Where tensors live, and how this process uses its processors and memory.
+
+use std::ffi::CStr;
+use std::sync::OnceLock;
+
+use tch::{Cuda, Device};
+
+use crate::{Error, Result};
+
+/// Reads a device's name: `cpu`, `cuda` (its first device), `cuda:N`, or `auto` (CUDA where there is one).
+pub fn parse(name: &str) -> Result<Device> {
+    let index = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "auto" => return Ok(if cuda_devices().is_ok() { Device::Cuda(0) } else { Device::Cpu }),
+        "cuda" => 0,
+        _ => name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()).ok_or_else(|| {
+            Error::Argument(format!("device `{name}`: expected `auto`, `cpu`, `cuda` or `cuda:N` with a number N"))
+        })?,
+    };
+    let devices = cuda_devices().map_err(|reason| Error::Argument(format!("device `{name}`: {reason}")))?;
+    if index >= devices {
+        return Err(Error::Argument(format!("device `{name}`: this machine has {devices} CUDA device(s)")));
+    }
+    Ok(Device::Cuda(index))
+}
+
+/// Sets how many processors libtorch uses for work that the calling thread starts. Each device thread has its own
+/// number.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+/// Makes the C allocator keep freed memory for this process, instead of handing every tensor of a step back to the
+/// kernel and paying for its pages again at the next. To be called once, before threads start.
+pub fn keep_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // Safety: mallopt only changes parameters of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// The number of CUDA devices, or why there are none.
+///
+/// libtorch decides once in a process whether it has CUDA, and the linker drops `libtorch_cuda.so` since nothing names
+/// it: it has to be opened before anything asks.
+fn cuda_devices() -> std::result::Result<usize, String> {
+    static DEVICES: OnceLock<std::result::Result<usize, String>> = OnceLock::new();
+    DEVICES
+        .get_or_init(|| {
+            open_library(c"libtorch_cuda.so")?;
+            match Cuda::device_count() {
+                count if count > 0 && Cuda::is_available() => Ok(count as usize),
+                _ => Err("libtorch finds no CUDA device".to_owned()),
+            }
+        })
+        .clone()
+}
+
+/// Opens a shared library for the rest of the process and makes its symbols and initialisers take effect.
+fn open_library(name: &CStr) -> std::result::Result<(), String> {
+    // Safety: libtorch's libraries are made to be loaded this way (Python does); dlerror's text is copied at once.
+    unsafe {
+        if !libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL).is_null() {
+            return Ok(());
+        }
+        let reason = libc::dlerror();
+        let reason = if reason.is_null() { "unknown reason".into() } else { CStr::from_ptr(reason).to_string_lossy() };
+        Err(format!("this libtorch is without CUDA ({reason})"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices() {
+        assert_eq!(parse("cpu").unwrap(), Device::Cpu);
+        assert!(matches!(parse("auto").unwrap(), Device::Cpu | Device::Cuda(0)));
+    }
+
+    #[test]
+    fn an_unknown_device_is_an_error_that_lists_the_names() {
+        for name in ["gpu", "cuda:", "cuda:x", "CPU"] {
+            let message = parse(name).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains("`auto`, `cpu`, `cuda` or `cuda:N`"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_cuda_device_is_an_error() {
+        let message = parse("cuda:4096").unwrap_err().to_string();
+        assert!(message.starts_with("device `cuda:4096`: "), "{message}");
+    }
+}

@@ -1,6 +1,7 @@
 //! What can go wrong in the training core.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// An error of the training core.
 #[derive(Debug, thiserror::Error)]
@@ -24,12 +25,75 @@ pub enum Error {
     /// A chat template is malformed, or refuses a conversation.
     #[error("chat template: {0}")]
     Template(String),
+    /// A model of a kind that is not built here.
+    #[error("{path}: architecture `{found}` is not supported; supported: {supported}", path = path.display())]
+    Architecture {
+        /// The model's config.json.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+        /// The architectures there are.
+        supported: String,
+    },
+    /// A checkpoint's tensors are not those of its architecture.
+    #[error("{path}: the tensors are not those that config.json asks for{differences}", path = path.display())]
+    Tensors {
+        /// The model directory.
+        path: PathBuf,
+        /// All that differs.
+        differences: TensorDifferences,
+    },
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
     /// A value passed in is unusable.
     #[error("{0}")]
     Argument(String),
+}
+
+/// Where a checkpoint's tensors differ from what the architecture needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TensorDifferences {
+    /// Needed, but in no file.
+    pub missing: Vec<String>,
+    /// In a file, but of no use to the architecture.
+    pub unexpected: Vec<String>,
+    /// Name, expected shape and shape found.
+    pub shapes: Vec<(String, Vec<i64>, Vec<i64>)>,
+}
+
+impl TensorDifferences {
+    /// Whether there is no difference.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.shapes.is_empty()
+    }
+}
+
+impl fmt::Display for TensorDifferences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (title, names) in [("missing", &self.missing), ("unexpected", &self.unexpected)] {
+            if !names.is_empty() {
+                write!(f, "\n  {title} ({}): {}", names.len(), names.join(", "))?;
+            }
+        }
+        for (name, expected, found) in &self.shapes {
+            write!(f, "\n  {name}: expected shape {expected:?}, found {found:?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// An [`Error::Io`] about `path`, for `map_err`.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Error::Io { path, source }
+    }
+
+    /// An [`Error::Invalid`] about `path`.
+    pub fn invalid(path: &Path, message: impl Into<String>) -> Self {
+        Error::Invalid { path: path.to_path_buf(), message: message.into() }
+    }
 }
 
 /// The training core's result.

@@ -1,1 +1,303 @@
-//! To be written.
+//! A model's tensors by name, and their safetensors files in Hugging Face's layout.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo, View};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::TensorDifferences;
+use crate::{Error, Result};
+
+/// The file that a model with a single file of weights has.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Named tensors in a fixed order: the weights of a model, or something of the same shape (gradients, moments).
+///
+/// Weights are apart from the architecture, so that one decoder serves the policy, its average and the reference.
+#[derive(Debug, Default)]
+pub struct ParameterSet {
+    tensors: IndexMap<String, Tensor>,
+}
+
+// Safety: libtorch's tensors count references atomically and reading one from several threads is allowed. Nothing here
+// writes to a tensor through a shared reference; whoever updates tensors in place must be the set's only user.
+unsafe impl Sync for ParameterSet {}
+
+impl FromIterator<(String, Tensor)> for ParameterSet {
+    fn from_iter<T: IntoIterator<Item = (String, Tensor)>>(tensors: T) -> Self {
+        ParameterSet { tensors: tensors.into_iter().collect() }
+    }
+}
+
+impl ParameterSet {
+    /// The tensor called `name`.
+    pub fn get(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| Error::Argument(format!("there is no parameter `{name}`")))
+    }
+
+    /// Names and tensors, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Names and tensors to be changed in place, in order.
+    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = (&str, &mut Tensor)> {
+        self.tensors.iter_mut().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Names, in order.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// Number of parameters: elements of all tensors.
+    pub fn count(&self) -> usize {
+        self.tensors.values().map(Tensor::numel).sum()
+    }
+
+    /// Size of all tensors in bytes.
+    pub fn bytes(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
+    }
+
+    /// A copy in memory of its own, without gradients.
+    pub fn deep_copy(&self) -> Self {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
+    }
+
+    /// The same tensors under a second handle: what is written to one set shows in the other.
+    pub fn shallow_clone(&self) -> Self {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+
+    /// The tensors as `kind`, without gradients; those that are of this kind already are shared, not copied.
+    pub fn to_kind(&self, kind: Kind) -> Self {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().to_kind(kind))).collect()
+    }
+
+    /// Reads a model directory's weights: exactly the `expected` names and shapes, in that order, converted to `kind`.
+    ///
+    /// The files are `model.safetensors`, or those that `model.safetensors.index.json` lists. Old checkpoints' stored
+    /// rope frequencies, and a head next to tied embeddings, are skipped as transformers does.
+    pub fn load(directory: &Path, expected: &[(String, Vec<i64>)], device: Device, kind: Kind) -> Result<Self> {
+        let mut sources = BTreeMap::new();
+        for path in weight_files(directory)? {
+            let file = SafetensorsFile::open(&path)?;
+            for (name, info) in file.metadata.tensors() {
+                sources.insert(name, (path.clone(), file.data_start, info.clone()));
+            }
+        }
+        let differences = compare(expected, &sources);
+        if !differences.is_empty() {
+            return Err(Error::Tensors { path: directory.to_path_buf(), differences });
+        }
+        let mut open = HashMap::new();
+        let mut tensors = IndexMap::with_capacity(expected.len());
+        for (name, _) in expected {
+            let Some((path, data_start, info)) = sources.get(name) else { continue };
+            let file = match open.entry(path) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(File::open(path).map_err(Error::io(path))?)
+                }
+            };
+            let tensor = read_tensor(file, path, *data_start, name, info)?;
+            tensors.insert(name.clone(), tensor.f_to_device(device)?.f_to_kind(kind)?);
+        }
+        Ok(ParameterSet { tensors })
+    }
+
+    /// Reads all tensors of one safetensors file as they are stored, in the order of their names.
+    pub fn read(path: &Path, device: Device) -> Result<Self> {
+        let file = SafetensorsFile::open(path)?;
+        let mut reader = File::open(path).map_err(Error::io(path))?;
+        let infos: BTreeMap<_, _> = file.metadata.tensors().into_iter().collect();
+        let read = |(name, info): (String, &TensorInfo)| {
+            let tensor = read_tensor(&mut reader, path, file.data_start, &name, info)?;
+            Ok((name, tensor.f_to_device(device)?))
+        };
+        infos.into_iter().map(read).collect()
+    }
+
+    /// Writes one safetensors file, with the tensors converted to `kind` where one is given.
+    pub fn write(&self, path: &Path, kind: Option<Kind>) -> Result<()> {
+        let views = self.tensors.iter().map(|(name, tensor)| Ok((name, Stored::new(tensor, kind)?)));
+        let views = views.collect::<Result<Vec<_>>>()?;
+        // transformers wants to know which framework wrote the file.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::serialize_to_file(views, Some(metadata), path)
+            .map_err(|error| Error::invalid(path, format!("could not be written: {error}")))
+    }
+}
+
+/// The files that hold a model directory's weights.
+fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let single = directory.join(WEIGHTS_FILE);
+    let index = directory.join(INDEX_FILE);
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    if !index.exists() {
+        return Err(Error::invalid(
+            directory,
+            format!("expected weights in {WEIGHTS_FILE} or {INDEX_FILE}, found none"),
+        ));
+    }
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|error| Error::invalid(&index, error.to_string()))?;
+    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    Ok(names.into_iter().map(|name| directory.join(name)).collect())
+}
+
+/// What a checkpoint lacks, and what it has too much.
+fn compare(
+    expected: &[(String, Vec<i64>)],
+    sources: &BTreeMap<String, (PathBuf, u64, TensorInfo)>,
+) -> TensorDifferences {
+    let mut differences = TensorDifferences::default();
+    for (name, shape) in expected {
+        match sources.get(name) {
+            None => differences.missing.push(name.clone()),
+            Some((_, _, info)) => {
+                let found = shape_of(info);
+                if found != *shape {
+                    differences.shapes.push((name.clone(), shape.clone(), found));
+                }
+            }
+        }
+    }
+    let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let superfluous = |name: &str| name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq");
+    let unexpected = sources.keys().filter(|name| !known.contains(name.as_str()) && !superfluous(name));
+    differences.unexpected = unexpected.cloned().collect();
+    differences
+}
+
+fn shape_of(info: &TensorInfo) -> Vec<i64> {
+    info.shape.iter().map(|&size| size as i64).collect()
+}
+
+/// A safetensors file's header: 8 bytes of length, then JSON. Tensors are read one by one afterwards, so that a model
+/// is never in memory twice.
+struct SafetensorsFile {
+    metadata: Metadata,
+    /// Where the tensors' data begin, in bytes.
+    data_start: u64,
+}
+
+impl SafetensorsFile {
+    fn open(path: &Path) -> Result<Self> {
+        const MAX_HEADER_BYTES: u64 = 100 << 20;
+        let io = || Error::io(path);
+        let invalid = |message: String| Error::invalid(path, message);
+        let mut file = File::open(path).map_err(io())?;
+        let file_bytes = file.metadata().map_err(io())?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(|_| invalid("too short for a safetensors file".into()))?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > MAX_HEADER_BYTES || header_bytes + 8 > file_bytes {
+            return Err(invalid(format!("not a safetensors file: its header would have {header_bytes} bytes")));
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact(&mut header).map_err(io())?;
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| invalid(format!("unreadable safetensors header: {error}")))?;
+        let data_start = header_bytes + 8;
+        let expected = data_start + metadata.data_len() as u64;
+        if file_bytes != expected {
+            return Err(invalid(format!(
+                "expected {expected} bytes by its header, found {file_bytes}: is it truncated?"
+            )));
+        }
+        Ok(SafetensorsFile { metadata, data_start })
+    }
+}
+
+fn read_tensor(file: &mut File, path: &Path, data_start: u64, name: &str, info: &TensorInfo) -> Result<Tensor> {
+    let kind = kind_of(info.dtype)
+        .ok_or_else(|| Error::invalid(path, format!("tensor `{name}` has unsupported dtype {:?}", info.dtype)))?;
+    let (begin, end) = info.data_offsets;
+    let mut data = vec![0; end.saturating_sub(begin)];
+    file.seek(SeekFrom::Start(data_start + begin as u64)).map_err(Error::io(path))?;
+    file.read_exact(&mut data).map_err(Error::io(path))?;
+    Ok(Tensor::f_from_data_size(&data, &shape_of(info), kind)?)
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F16 => Kind::Half,
+        Dtype::F64 => Kind::Double,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        _ => return None,
+    })
+}
+
+/// A tensor on its way into a file; converted and brought to the CPU only when its turn comes.
+struct Stored {
+    tensor: Tensor,
+    kind: Kind,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl Stored {
+    fn new(tensor: &Tensor, kind: Option<Kind>) -> Result<Self> {
+        let kind = kind.unwrap_or_else(|| tensor.kind());
+        let dtype = match kind {
+            Kind::Float => Dtype::F32,
+            Kind::BFloat16 => Dtype::BF16,
+            Kind::Half => Dtype::F16,
+            Kind::Double => Dtype::F64,
+            Kind::Int64 => Dtype::I64,
+            Kind::Int => Dtype::I32,
+            Kind::Uint8 => Dtype::U8,
+            Kind::Bool => Dtype::BOOL,
+            other => return Err(Error::Argument(format!("tensors of kind {other:?} cannot be stored"))),
+        };
+        let shape = tensor.size().iter().map(|&size| size as usize).collect();
+        Ok(Stored { tensor: tensor.detach(), kind, dtype, shape })
+    }
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        let tensor = self.tensor.to_kind(self.kind).to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0; self.data_len()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        bytes.into()
+    }
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.kind.elt_size_in_bytes()
+    }
+}

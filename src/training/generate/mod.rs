@@ -1,1 +1,5 @@
-//! To be written.
+//! Generation: batched decoding with a cache of keys and values.
+
+mod cache;
+
+pub use cache::KvCache;

@@ -3,6 +3,7 @@
 mod chat_templates;
 mod conversations;
 mod golden;
+mod models;
 mod objectives;
 mod optimizers;
 mod schedules;

@@ -1,0 +1,153 @@
+//! The decoder that all supported families share: embedding, layers, a last norm, and a head over the vocabulary.
+
+use tch::{Device, Kind, Tensor};
+
+use super::layer::{Pass, attention_kind};
+use super::mask::{LayerMasks, ModelInput};
+use super::rope::Rope;
+use super::{KvCache, ModelConfig};
+use crate::parameters::ParameterSet;
+use crate::{Error, Result};
+
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const LAST_NORM: &str = "model.norm.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// A decoder without its weights, which every call is given.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    /// Shape and special tokens.
+    pub config: ModelConfig,
+    /// Position embeddings.
+    pub rope: Rope,
+    /// Where it computes; weights and inputs must be there.
+    pub device: Device,
+}
+
+/// How a forward pass computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compute {
+    /// Kind of the matrix products. Weights of another kind are converted inside the graph, so that gradients arrive
+    /// in the weights' own kind.
+    pub kind: Kind,
+}
+
+impl Decoder {
+    /// A decoder of the shape that `config` says.
+    pub fn new(config: ModelConfig, device: Device) -> Result<Self> {
+        let rope = Rope::new(config.rope.clone())?;
+        Ok(Decoder { config, rope, device })
+    }
+
+    /// Names and shapes of the weights, in the order of the computation. A head tied to the embedding is not among them.
+    pub fn expected_parameters(&self) -> Vec<(String, Vec<i64>)> {
+        let config = &self.config;
+        let hidden = config.hidden_size;
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let mut parameters = vec![(EMBEDDING.to_owned(), vec![config.vocab_size, hidden])];
+        let linear = |name: String, rows: i64, columns: i64, bias: bool| {
+            let mut shapes = vec![(format!("{name}.weight"), vec![rows, columns])];
+            shapes.extend(bias.then(|| (format!("{name}.bias"), vec![rows])));
+            shapes
+        };
+        for layer in 0..config.num_hidden_layers {
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
+            let norm = |part: &str, width: i64| (name(&format!("{part}.weight")), vec![width]);
+            parameters.push(norm("input_layernorm", hidden));
+            parameters.extend(linear(name("self_attn.q_proj"), queries, hidden, config.qkv_bias));
+            parameters.extend(linear(name("self_attn.k_proj"), keys, hidden, config.qkv_bias));
+            parameters.extend(linear(name("self_attn.v_proj"), keys, hidden, config.qkv_bias));
+            if config.qk_norm {
+                parameters.push(norm("self_attn.q_norm", config.head_dim));
+                parameters.push(norm("self_attn.k_norm", config.head_dim));
+            }
+            parameters.extend(linear(name("self_attn.o_proj"), hidden, queries, config.output_bias));
+            parameters.push(norm("post_attention_layernorm", hidden));
+            parameters.extend(linear(name("mlp.gate_proj"), config.intermediate_size, hidden, config.mlp_bias));
+            parameters.extend(linear(name("mlp.up_proj"), config.intermediate_size, hidden, config.mlp_bias));
+            parameters.extend(linear(name("mlp.down_proj"), hidden, config.intermediate_size, config.mlp_bias));
+        }
+        parameters.push((LAST_NORM.to_owned(), vec![hidden]));
+        if !config.tie_word_embeddings {
+            parameters.push((HEAD.to_owned(), vec![config.vocab_size, hidden]));
+        }
+        parameters
+    }
+
+    /// Rows of tokens as an input on this decoder's device, padded at their right ends.
+    pub fn input<R: AsRef<[u32]>>(&self, rows: &[R]) -> Result<ModelInput> {
+        for (index, row) in rows.iter().enumerate() {
+            self.check_ids(row.as_ref()).map_err(|error| Error::Argument(format!("row {index}: {error}")))?;
+        }
+        ModelInput::right_padded(rows, 0, self.device)
+    }
+
+    /// Refuses tokens outside of the vocabulary (a GPU would only abort on them).
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.config.vocab_size;
+        match ids.iter().find(|&&id| i64::from(id) >= vocab_size) {
+            Some(id) => Err(Error::Argument(format!("token {id} is not in the vocabulary of {vocab_size} tokens"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The last hidden states (batch, tokens, hidden_size), normed, ready for [`logits`](Self::logits).
+    ///
+    /// With a cache the input continues what is in it, and its keys and values are added.
+    pub fn hidden_states(
+        &self,
+        weights: &ParameterSet,
+        input: &ModelInput,
+        mut cache: Option<&mut KvCache>,
+        compute: &Compute,
+    ) -> Result<Tensor> {
+        let pass = self.pass(weights, input, cache.as_deref(), compute)?;
+        if let Some(cache) = cache.as_deref_mut() {
+            cache.begin(&input.positions)?;
+        }
+        let mut hidden = self.embed(weights, input, compute)?;
+        for layer in 0..self.layers() {
+            hidden = pass.layer(layer, &hidden, cache.as_deref_mut())?;
+        }
+        pass.norm(&hidden, LAST_NORM)
+    }
+
+    /// The head on any selection of hidden states (..., hidden_size): logits (..., vocab_size) as f32.
+    pub fn logits(&self, weights: &ParameterSet, hidden: &Tensor, compute: &Compute) -> Result<Tensor> {
+        let head = weights.get(if self.config.tie_word_embeddings { EMBEDDING } else { HEAD })?;
+        let logits = hidden.f_to_kind(compute.kind)?.f_linear(&head.f_to_kind(compute.kind)?, None::<&Tensor>)?;
+        Ok(logits.f_to_kind(Kind::Float)?)
+    }
+
+    /// A cache for `rows` sequences of up to `capacity` tokens each.
+    pub fn new_cache(&self, rows: i64, capacity: i64, compute: &Compute) -> Result<KvCache> {
+        KvCache::new(&self.config, rows, capacity, self.device, attention_kind(self.device, compute.kind))
+    }
+
+    pub(super) fn layers(&self) -> usize {
+        self.config.sliding_layers.len()
+    }
+
+    pub(super) fn embed(&self, weights: &ParameterSet, input: &ModelInput, compute: &Compute) -> Result<Tensor> {
+        Ok(Tensor::f_embedding(weights.get(EMBEDDING)?, &input.ids, -1, false, false)?.f_to_kind(compute.kind)?)
+    }
+
+    pub(super) fn pass<'a>(
+        &'a self,
+        weights: &'a ParameterSet,
+        input: &ModelInput,
+        cache: Option<&KvCache>,
+        compute: &Compute,
+    ) -> Result<Pass<'a>> {
+        let attention_kind = attention_kind(self.device, compute.kind);
+        Ok(Pass {
+            config: &self.config,
+            weights,
+            kind: compute.kind,
+            attention_kind,
+            rotation: self.rope.at(&input.positions, attention_kind)?,
+            masks: LayerMasks::new(input, cache, self.config.sliding_window, attention_kind)?,
+        })
+    }
+}

@@ -1,0 +1,119 @@
+//! One decoder layer: attention and a gated feed-forward block, each after a norm and added to its input.
+
+use tch::{Device, Kind, Tensor};
+
+use super::ModelConfig;
+use super::mask::{LayerMask, LayerMasks};
+use super::rope::Rotation;
+use crate::Result;
+use crate::generate::KvCache;
+use crate::parameters::ParameterSet;
+
+/// What all layers of a forward pass share.
+pub(super) struct Pass<'a> {
+    pub config: &'a ModelConfig,
+    pub weights: &'a ParameterSet,
+    /// Of the matrix products.
+    pub kind: Kind,
+    /// Of rotation, attention and cache.
+    pub attention_kind: Kind,
+    pub rotation: Rotation,
+    pub masks: LayerMasks,
+}
+
+/// The kind in which attention is computed. libtorch's attention is slow in bfloat16 on CPUs, backward above all.
+pub(super) fn attention_kind(device: Device, kind: Kind) -> Kind {
+    if device == Device::Cpu { Kind::Float } else { kind }
+}
+
+impl Pass<'_> {
+    /// Layer `layer` on `hidden` (batch, tokens, hidden_size).
+    pub fn layer(&self, layer: usize, hidden: &Tensor, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let normed = self.norm(hidden, &format!("model.layers.{layer}.input_layernorm.weight"))?;
+        let hidden = hidden.f_add(&self.attention(layer, &normed, cache)?)?;
+        let normed = self.norm(&hidden, &format!("model.layers.{layer}.post_attention_layernorm.weight"))?;
+        Ok(hidden.f_add(&self.feed_forward(layer, &normed)?)?)
+    }
+
+    fn attention(&self, layer: usize, hidden: &Tensor, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let config = self.config;
+        let (batch, tokens, _) = hidden.size3()?;
+        let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
+        let heads = |part: &str| -> Result<Tensor> {
+            let projected = self.linear(hidden, &name(part), config.qkv_bias)?;
+            Ok(projected.f_view([batch, tokens, -1, config.head_dim])?) // (batch, tokens, heads, head_dim)
+        };
+        let (mut query, mut key, value) = (heads("q_proj")?, heads("k_proj")?, heads("v_proj")?);
+        if config.qk_norm {
+            query = self.norm(&query, &name("q_norm.weight"))?;
+            key = self.norm(&key, &name("k_norm.weight"))?;
+        }
+        let rotated = |heads: Tensor| self.rotation.apply(&heads.f_to_kind(self.attention_kind)?);
+        // (batch, tokens, heads, head_dim) -> (batch, heads, tokens, head_dim)
+        let query = rotated(query)?.f_transpose(1, 2)?;
+        let key = rotated(key)?.f_transpose(1, 2)?;
+        let value = value.f_to_kind(self.attention_kind)?.f_transpose(1, 2)?;
+        let (key, value) = match cache {
+            Some(cache) => cache.append(layer, &key, &value)?,
+            None => (key, value),
+        };
+        let mask = if config.sliding_layers[layer] { &self.masks.sliding } else { &self.masks.full };
+        let attended = attend(&query, &key, &value, mask)?.f_to_kind(self.kind)?;
+        // (batch, heads, tokens, head_dim) -> (batch, tokens, heads * head_dim)
+        let attended = attended.f_transpose(1, 2)?.f_reshape([batch, tokens, -1])?;
+        self.linear(&attended, &name("o_proj"), config.output_bias)
+    }
+
+    fn feed_forward(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
+        let project = |input: &Tensor, part: &str| {
+            self.linear(input, &format!("model.layers.{layer}.mlp.{part}_proj"), self.config.mlp_bias)
+        };
+        let gated = project(hidden, "gate")?.f_silu()?.f_mul(&project(hidden, "up")?)?;
+        project(&gated, "down")
+    }
+
+    /// Root-mean-square norm over the last dimension (arXiv 1910.07467).
+    pub fn norm(&self, input: &Tensor, weight: &str) -> Result<Tensor> {
+        let weight = self.weights.get(weight)?.f_to_kind(self.kind)?;
+        Ok(input.f_rms_norm(weight.size(), Some(&weight), self.config.rms_norm_eps)?)
+    }
+
+    fn linear(&self, input: &Tensor, name: &str, bias: bool) -> Result<Tensor> {
+        let weight = self.weights.get(&format!("{name}.weight"))?.f_to_kind(self.kind)?;
+        let bias = match bias {
+            true => Some(self.weights.get(&format!("{name}.bias"))?.f_to_kind(self.kind)?),
+            false => None,
+        };
+        Ok(input.f_linear(&weight, bias.as_ref())?)
+    }
+}
+
+/// Attention of `query` (batch, heads, queries, head_dim) to `key` and `value` (batch, key heads, keys, head_dim), where
+/// groups of consecutive query heads share a key head.
+fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: &LayerMask) -> Result<Tensor> {
+    let (batch, heads, queries, head_dim) = query.size4()?;
+    let (_, key_heads, keys, _) = key.size4()?;
+    let group = heads / key_heads;
+    if queries == 1 && group > 1 {
+        // With one query a head, a group's heads can stand as queries of one head: nothing has to be repeated.
+        let grouped = query.f_reshape([batch, key_heads, group, head_dim])?;
+        return Ok(dot_product_attention(&grouped, key, value, mask)?.f_reshape([batch, heads, 1, head_dim])?);
+    }
+    if group == 1 {
+        return dot_product_attention(query, key, value, mask);
+    }
+    let repeat = |shared: &Tensor| -> Result<Tensor> {
+        let repeated = shared.f_unsqueeze(2)?.f_expand([batch, key_heads, group, keys, head_dim], false)?;
+        Ok(repeated.f_reshape([batch, heads, keys, head_dim])?)
+    };
+    dot_product_attention(query, &repeat(key)?, &repeat(value)?, mask)
+}
+
+fn dot_product_attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: &LayerMask) -> Result<Tensor> {
+    let (mask, causal) = match mask {
+        LayerMask::Everything => (None, false),
+        LayerMask::Causal => (None, true),
+        LayerMask::Additive(mask) => (Some(mask), false),
+    };
+    Ok(Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, None, false)?)
+}

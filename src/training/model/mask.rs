@@ -1,0 +1,137 @@
+//! Which tokens a token attends to.
+
+use tch::{Device, Kind, Tensor};
+
+use super::KvCache;
+use crate::{Error, Result};
+
+/// Tokens for a decoder, with their positions.
+#[derive(Debug)]
+pub struct ModelInput {
+    /// Token ids, (batch, tokens), i64.
+    pub ids: Tensor,
+    /// Each token's position in its own sequence, (batch, tokens), i64.
+    pub positions: Tensor,
+    /// Which tokens attend to which.
+    pub mask: AttentionMask,
+}
+
+/// Which keys each query attends to. A sliding window, where the model has one, is the decoder's business and comes on
+/// top: a query sees keys whose positions are less than the window behind its own.
+#[derive(Debug)]
+pub enum AttentionMask {
+    /// Each token attends to itself and to all before it, cached ones included.
+    Causal,
+    /// Bool, (batch or 1, 1, queries, keys), true where the query attends to the key; keys are the cached tokens and
+    /// then the input's own. Every query, padding too, must attend to something.
+    Dense(Tensor),
+}
+
+impl ModelInput {
+    /// Rows of tokens padded at their right ends to the longest. Since padding comes after all tokens of its row, a
+    /// causal mask keeps it out of sight; what the decoder returns at padding is meaningless.
+    pub fn right_padded<R: AsRef<[u32]>>(rows: &[R], pad: u32, device: Device) -> Result<Self> {
+        let tokens = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
+        if rows.iter().any(|row| row.as_ref().is_empty()) || tokens == 0 {
+            return Err(Error::Argument("a batch needs at least one row, and each row at least one token".into()));
+        }
+        let mut ids = Vec::with_capacity(rows.len() * tokens);
+        for row in rows {
+            let row = row.as_ref();
+            ids.extend(row.iter().map(|&id| i64::from(id)));
+            ids.resize(ids.len() + tokens - row.len(), i64::from(pad));
+        }
+        let (batch, tokens) = (rows.len() as i64, tokens as i64);
+        let ids = Tensor::f_from_slice(&ids)?.f_view([batch, tokens])?.f_to_device(device)?;
+        let positions = Tensor::f_arange(tokens, (Kind::Int64, device))?.f_unsqueeze(0)?;
+        Ok(ModelInput { ids, positions: positions.f_expand([batch, tokens], false)?, mask: AttentionMask::Causal })
+    }
+
+    /// (batch, tokens), once all three parts are known to fit each other and `cached` tokens before them.
+    pub(super) fn sizes(&self, cached: i64) -> Result<(i64, i64)> {
+        let (batch, tokens) = self.ids.size2()?;
+        if self.positions.size() != [batch, tokens] {
+            let found = self.positions.size();
+            return Err(Error::Argument(format!("positions: expected shape {:?}, found {found:?}", [batch, tokens])));
+        }
+        if let AttentionMask::Dense(mask) = &self.mask {
+            let (size, rest) = (mask.size(), [1, tokens, cached + tokens]);
+            if size.len() != 4 || (size[0] != batch && size[0] != 1) || size[1..] != rest || mask.kind() != Kind::Bool {
+                let expected = [batch, 1, tokens, cached + tokens];
+                let kind = mask.kind();
+                return Err(Error::Argument(format!(
+                    "attention mask: expected Bool of shape {expected:?}, found {kind:?} of shape {size:?}"
+                )));
+            }
+        }
+        Ok((batch, tokens))
+    }
+}
+
+/// A mask as attention takes it.
+pub(super) enum LayerMask {
+    /// All queries attend to all keys.
+    Everything,
+    /// As many queries as keys, each attending to itself and what is before it.
+    Causal,
+    /// Added to the scores: 0 or minus infinity, (batch or 1, 1, queries, keys).
+    Additive(Tensor),
+}
+
+/// The masks of a forward pass, made once for all layers.
+pub(super) struct LayerMasks {
+    pub full: LayerMask,
+    pub sliding: LayerMask,
+}
+
+impl LayerMasks {
+    pub fn new(input: &ModelInput, cache: Option<&KvCache>, window: Option<i64>, kind: Kind) -> Result<Self> {
+        let cached = cache.map_or(0, KvCache::used);
+        let (_, tokens) = input.sizes(cached)?;
+        let keys = cached + tokens;
+        let visible = match &input.mask {
+            AttentionMask::Dense(mask) => Some(mask.shallow_clone()),
+            // One query attends to all keys; the very first tokens are what plain causal attention is for.
+            AttentionMask::Causal if tokens == 1 || cached == 0 => None,
+            AttentionMask::Causal => Some(causal(tokens, keys, input.ids.device())?),
+        };
+        let plain = if tokens == 1 { LayerMask::Everything } else { LayerMask::Causal };
+        let full = match &visible {
+            None => plain,
+            Some(visible) => LayerMask::Additive(additive(visible, kind)?),
+        };
+        let sliding = match window {
+            Some(window) if window < keys => {
+                let visible = match visible {
+                    Some(visible) => visible,
+                    None => causal(tokens, keys, input.ids.device())?,
+                };
+                let key_positions = match cache {
+                    Some(cache) => cache.positions_with(&input.positions)?,
+                    None => input.positions.shallow_clone(),
+                };
+                // (batch, 1, queries, 1) - (batch, 1, 1, keys)
+                let query_positions = input.positions.f_unsqueeze(1)?.f_unsqueeze(-1)?;
+                let key_positions = key_positions.f_unsqueeze(1)?.f_unsqueeze(1)?;
+                let near = query_positions.f_sub(&key_positions)?.f_lt(window)?;
+                LayerMask::Additive(additive(&near.f_logical_and(&visible)?, kind)?)
+            }
+            _ => match &full {
+                LayerMask::Everything => LayerMask::Everything,
+                LayerMask::Causal => LayerMask::Causal,
+                LayerMask::Additive(mask) => LayerMask::Additive(mask.shallow_clone()),
+            },
+        };
+        Ok(LayerMasks { full, sliding })
+    }
+}
+
+/// (1, 1, queries, keys): the queries are the last of the keys.
+fn causal(queries: i64, keys: i64, device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_ones([1, 1, queries, keys], (Kind::Bool, device))?.f_tril(keys - queries)?)
+}
+
+fn additive(visible: &Tensor, kind: Kind) -> Result<Tensor> {
+    let zeros = Tensor::f_zeros(visible.size(), (kind, visible.device()))?;
+    Ok(zeros.f_masked_fill(&visible.f_logical_not()?, f64::NEG_INFINITY)?)
+}
