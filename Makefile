@@ -1,0 +1,60 @@
+# make run     set up what is missing, build, and train: the main job
+# make test    set up what is missing, and run all tests
+# make lint    formatting, clippy and documentation, warnings denied
+# make setup   what the others set up: libtorch, the build, a model, data
+#
+# PIPELINE=pipelines/sapo_dpo.yaml runs another pipeline. Everything fetched is kept (scripts/setup.py says where), so a
+# second time starts at once. LIBTORCH or LIBTORCH_USE_PYTORCH in the environment: that libtorch is used, none fetched.
+
+.PHONY: help run test lint setup libtorch build model data
+
+PIPELINE ?= pipelines/sapo_orpo.yaml
+PYTHON ?= python3
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+SAPO_FLOW := $(TARGET)/release/sapo-flow
+SETUP := $(PYTHON) scripts/setup.py
+
+# The pipelines carry full-size settings, and in their headers the overrides for a small machine: what `make run` passes.
+# Processors without bfloat16 instructions are many times slower at it than at float32. SMALL= runs a pipeline as it is.
+FLOAT32 := $(if $(shell grep -E -m1 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null),,-S dtype=float32)
+SMALL = $(shell sed -n 's/^\# small machine: //p' $(PIPELINE)) $(FLOAT32)
+
+# Build scripts run elsewhere, where a relative path would mean something else.
+ifdef LIBTORCH
+export LIBTORCH := $(abspath $(LIBTORCH))
+endif
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+run: setup
+	$(SAPO_FLOW) run $(PIPELINE) $(SMALL)
+
+setup: libtorch build data
+	@$(SETUP) model --sapo-flow $(SAPO_FLOW)
+
+libtorch:
+	@$(SETUP) libtorch
+
+build: libtorch
+	@echo "build: cargo, release profile; the first time 5 to 15 minutes on 2 cores, later seconds"
+	cargo build --release --workspace
+
+data:
+	@$(SETUP) data
+
+# One build profile serves the tests and the import of the model that some of them read.
+# Many tests run at a time, so each gets by with one thread.
+test: export OMP_NUM_THREADS := 1
+test: libtorch data
+	@echo "build: cargo, test profile; the first time 5 to 15 minutes on 2 cores, later seconds"
+	cargo build --workspace
+	@$(SETUP) model --sapo-flow $(TARGET)/debug/sapo-flow
+	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run --workspace; \
+	else set -x; cargo test --workspace --lib --bins --tests --examples; fi
+	cargo test --workspace --doc
+
+lint: libtorch
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
