@@ -5,7 +5,8 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::operator::OperatorSpec;
+use crate::operator::{OperatorSpec, PortSpec};
+use crate::pipeline::Diagnostics;
 use crate::record::PortType;
 
 /// A validated pipeline.
@@ -19,6 +20,25 @@ pub struct Graph {
     pub run: RunSettings,
     /// The pipeline with every parameter filled in: what a run directory stores, and what runs again as it is.
     pub resolved: serde_yaml::Value,
+    /// What is legal but looks like a mistake.
+    pub warnings: Diagnostics,
+}
+
+impl Graph {
+    /// The edges whose records arrive at later steps.
+    pub fn feedback_edges(&self) -> impl Iterator<Item = &Edge> {
+        self.edges.iter().filter(|edge| edge.feedback.is_some())
+    }
+
+    /// The output port that an edge begins at.
+    pub fn output(&self, edge: &Edge) -> &'static PortSpec {
+        &self.nodes[edge.from_node].op.outputs[edge.from_port]
+    }
+
+    /// The input port that an edge ends at.
+    pub fn input(&self, edge: &Edge) -> &'static PortSpec {
+        &self.nodes[edge.to_node].op.inputs[edge.to_port]
+    }
 }
 
 /// One use of an operator.
@@ -63,14 +83,17 @@ pub struct RunSettings {
     /// Seed of every random draw.
     pub seed: u64,
     /// Passes over the data. A run ends after `steps` or `epochs`, whichever is given; one of them must be, not both.
+    #[schemars(range(min = 1))]
     pub epochs: Option<u64>,
     /// Number of steps (optimizer updates).
+    #[schemars(range(min = 1))]
     pub steps: Option<u64>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`. `auto` takes the first GPU if there is one.
     pub device: String,
     /// Compute type: `float32` or `bfloat16`. Master weights are float32 in both.
     pub dtype: Dtype,
     /// Threads for tensor work; absent: all cores, shared by nodes that may run at the same time.
+    #[schemars(range(min = 1))]
     pub threads: Option<usize>,
     /// When to store a state that a run can resume from.
     pub checkpoint: CheckpointSettings,
@@ -108,8 +131,10 @@ pub enum Dtype {
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSettings {
     /// Steps between checkpoints; absent: only when interrupted.
+    #[schemars(range(min = 1))]
     pub every: Option<u64>,
     /// How many to keep, the newest first.
+    #[schemars(range(min = 1))]
     pub keep: usize,
 }
 

@@ -9,8 +9,11 @@
 //! | [`operator`] | what an operator is, and the registry of them |
 //! | [`pipeline`] | YAML to graph: parsing, parameters, validation, diagnostics |
 //! | [`graph`] | the lowered graph, drawn as mermaid or dot |
+//! | [`docs`] | the reference pages of operators |
 //! | [`runtime`] | the graph as a timely dataflow: steps, feedback, device threads, checkpoints |
 
+pub mod docs;
+mod draw;
 pub mod graph;
 pub mod operator;
 pub mod pipeline;

@@ -1,0 +1,245 @@
+//! The reference page of an operator, from the same declaration that validation and runs read.
+
+use std::fmt::Write;
+
+use schemars::Schema;
+use serde::Serialize;
+use serde_json::Value as Json;
+
+use crate::operator::{OperatorSpec, PortSpec, Registry};
+use crate::pipeline::{describe, follow};
+
+/// What there is to know about an operator.
+#[derive(Clone, Debug, Serialize)]
+pub struct OperatorDoc {
+    /// The value of `op`.
+    pub name: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// Markdown: what it does, its state, its errors.
+    pub description: &'static str,
+    /// Inputs, the first of which `in: x` means.
+    pub inputs: Vec<PortDoc>,
+    /// Outputs, the first of which a bare node name means.
+    pub outputs: Vec<PortDoc>,
+    /// The keys under `with`.
+    pub parameters: Vec<ParameterDoc>,
+    /// Entries of `nodes`.
+    pub example: &'static str,
+    /// JSON Schema of `with`.
+    pub schema: Schema,
+}
+
+/// An input or output.
+#[derive(Clone, Debug, Serialize)]
+pub struct PortDoc {
+    /// Its name.
+    pub name: &'static str,
+    /// Types of records.
+    pub types: Vec<String>,
+    /// Inputs: whether the node is wrong without it.
+    pub required: bool,
+    /// Inputs: whether several edges may end here.
+    pub many: bool,
+    /// One line.
+    pub description: &'static str,
+}
+
+/// A key under `with`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ParameterDoc {
+    /// The key, dotted where nested.
+    pub name: String,
+    /// The type, in words.
+    pub expects: String,
+    /// Whether it must be given.
+    pub required: bool,
+    /// What holds without it.
+    pub default: Option<Json>,
+    /// What it means.
+    pub description: String,
+}
+
+impl OperatorDoc {
+    /// The page of an operator.
+    pub fn of(spec: &OperatorSpec) -> Self {
+        let schema = (spec.config_schema)();
+        let mut parameters = Vec::new();
+        collect(schema.as_value(), schema.as_value(), "", 0, &mut parameters);
+        OperatorDoc {
+            name: spec.name,
+            summary: spec.summary,
+            description: spec.docs.trim(),
+            inputs: spec.inputs.iter().map(PortDoc::of).collect(),
+            outputs: spec.outputs.iter().map(PortDoc::of).collect(),
+            parameters,
+            example: spec.example.trim_matches('\n'),
+            schema,
+        }
+    }
+
+    /// For a terminal.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("{}: {}\n\n{}\n", self.name, self.summary, self.description);
+        for (title, ports) in [("Inputs", &self.inputs), ("Outputs", &self.outputs)] {
+            section(&mut text, title, ports.iter().map(|port| (port.heading(), port.description.to_owned())));
+        }
+        section(&mut text, "With", self.parameters.iter().map(|p| (p.heading(), p.description.clone())));
+        text.push_str("\nExample\n\n");
+        for line in self.example.lines() {
+            text.push_str(format!("    {line}").trim_end());
+            text.push('\n');
+        }
+        text
+    }
+
+    /// For a page.
+    pub fn to_markdown(&self) -> String {
+        let mut text = format!("## `{}`\n\n{}\n\n{}\n", self.name, self.summary, self.description);
+        for (title, ports) in [("Inputs", &self.inputs), ("Outputs", &self.outputs)] {
+            if !ports.is_empty() {
+                let rows = ports.iter().map(|port| {
+                    [format!("`{}`", port.name), port.types.join(" or "), port.traits(), port.description.to_owned()]
+                });
+                table(&mut text, title, &["port", "carries", "", "what"], rows);
+            }
+        }
+        if !self.parameters.is_empty() {
+            let rows = self.parameters.iter().map(|parameter| {
+                let default = match (&parameter.default, parameter.required) {
+                    (_, true) => "required".to_owned(),
+                    (Some(default), _) => format!("`{default}`"),
+                    (None, _) => String::new(),
+                };
+                [format!("`{}`", parameter.name), parameter.expects.clone(), default, parameter.description.clone()]
+            });
+            table(&mut text, "With", &["key", "type", "default", "what"], rows);
+        }
+        let _ = write!(text, "\n### Example\n\n```yaml\n{}\n```\n", self.example);
+        text
+    }
+}
+
+impl PortDoc {
+    fn of(port: &PortSpec) -> Self {
+        PortDoc {
+            name: port.name,
+            types: port.types.iter().map(ToString::to_string).collect(),
+            required: port.required,
+            many: port.many,
+            description: port.doc,
+        }
+    }
+
+    fn traits(&self) -> String {
+        let words = [(!self.required, "optional"), (self.many, "many")];
+        words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect::<Vec<_>>().join(", ")
+    }
+
+    fn heading(&self) -> String {
+        let traits = self.traits();
+        let traits = if traits.is_empty() { traits } else { format!(" ({traits})") };
+        format!("{}: {}{traits}", self.name, self.types.join(" or "))
+    }
+}
+
+impl ParameterDoc {
+    fn heading(&self) -> String {
+        let default = match (&self.default, self.required) {
+            (_, true) => ", required".to_owned(),
+            (Some(default), _) => format!(", default {default}"),
+            (None, _) => String::new(),
+        };
+        format!("{}: {}{default}", self.name, self.expects)
+    }
+}
+
+/// All operators in a markdown table.
+pub fn operators_table(registry: &Registry) -> String {
+    let mut text = String::from("| operator | takes | emits | what it does |\n|---|---|---|---|\n");
+    let ports = |ports: &[PortSpec]| {
+        let names: Vec<String> = ports
+            .iter()
+            .map(|port| {
+                let mark = if port.required { "" } else { "?" };
+                format!("`{}{mark}`", port.name)
+            })
+            .collect();
+        names.join(", ")
+    };
+    for spec in registry.iter() {
+        let row = [format!("`{}`", spec.name), ports(spec.inputs), ports(spec.outputs), spec.summary.to_owned()];
+        text.push_str(&table_row(&row));
+    }
+    text
+}
+
+/// The parameters that a schema lists; those of nested objects follow their own, dotted.
+fn collect(schema: &Json, root: &Json, prefix: &str, depth: usize, parameters: &mut Vec<ParameterDoc>) {
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str).collect();
+    for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+        let target = follow(property, root);
+        let described = property["description"].as_str().or(target["description"].as_str()).unwrap_or_default();
+        let name = format!("{prefix}{key}");
+        let nested = nested_objects(target, root);
+        let parameter = ParameterDoc {
+            name: name.clone(),
+            expects: describe(property, root),
+            required: required.contains(&key.as_str()),
+            default: property.get("default").filter(|default| !default.is_null() && !default.is_object()).cloned(),
+            description: described.split_whitespace().collect::<Vec<_>>().join(" "),
+        };
+        // Alternatives may share a key, such as the tag that tells them apart.
+        match parameters.iter_mut().find(|other| other.name == parameter.name) {
+            Some(same) if !same.expects.contains(&parameter.expects) => {
+                same.expects = format!("{} or {}", same.expects, parameter.expects);
+            }
+            Some(_) => {}
+            None => parameters.push(parameter),
+        }
+        // Configs nest two or three deep; a recursive type must not recurse here.
+        if depth < 3 {
+            for object in nested {
+                collect(object, root, &format!("{name}."), depth + 1, parameters);
+            }
+        }
+    }
+}
+
+/// The objects with properties that a value may be.
+fn nested_objects<'a>(schema: &'a Json, root: &'a Json) -> Vec<&'a Json> {
+    let schema = follow(schema, root);
+    if schema["properties"].is_object() {
+        return vec![schema];
+    }
+    let branches = schema["anyOf"].as_array().or(schema["oneOf"].as_array());
+    branches.into_iter().flatten().flat_map(|branch| nested_objects(branch, root)).collect()
+}
+
+fn section(text: &mut String, title: &str, items: impl Iterator<Item = (String, String)>) {
+    let items: Vec<_> = items.collect();
+    if items.is_empty() {
+        return;
+    }
+    let _ = write!(text, "\n{title}\n\n");
+    for (heading, description) in items {
+        let _ = writeln!(text, "    {heading}");
+        if !description.is_empty() {
+            let _ = writeln!(text, "        {description}");
+        }
+    }
+}
+
+fn table<const N: usize>(text: &mut String, title: &str, head: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let _ = write!(text, "\n### {title}\n\n");
+    text.push_str(&table_row(&head.map(str::to_owned)));
+    let _ = writeln!(text, "|{}", "---|".repeat(N));
+    for row in rows {
+        text.push_str(&table_row(&row));
+    }
+}
+
+fn table_row(cells: &[String]) -> String {
+    let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+    format!("| {} |\n", cells.join(" | "))
+}

@@ -1,0 +1,251 @@
+//! The top level of a pipeline, its `run` block and its nodes.
+
+use std::sync::Arc;
+
+use serde_yaml::Value;
+
+use super::diagnostic::{Diagnostics, Report, Span};
+use super::params::{self, Params};
+use super::schema::{Validator, blame};
+use super::wiring::{self, Draft};
+use super::yaml::{self, Content, Entry, Yaml};
+use super::{lints, order};
+use crate::graph::{Graph, Node, RunSettings};
+use crate::operator::{OperatorSpec, Registry};
+
+/// The pipeline in the report's text as a graph; None where something kept it from being one.
+pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report: &mut Report) -> Option<Graph> {
+    let root = yaml::parse(report)?;
+    if !matches!(root.content, Content::Mapping(_)) {
+        report
+            .error(root.span, format!("a pipeline is a mapping, found {}", root.found()))
+            .help("it has the keys `version`, `params`, `run` and `nodes`");
+        return None;
+    }
+    let top = Span { source: 0, line: 1, column: 1, width: 1 };
+    check_keys(&root, &["version", "params", "run", "nodes"], "the pipeline", report);
+    check_version(&root, top, report);
+    let mut params = Params::read(root.get("params").map(|entry| &entry.value), overrides, report);
+    let filled = params.fill(&without_params(&root), report);
+    params.report_unused(report);
+
+    let run = read_run(filled.get("run"), top, report);
+    let mut drafts = read_nodes(filled.get("nodes"), top, registry, report);
+    wiring::connect(&mut drafts, report);
+    let order = order::dependency_order(&drafts, report)?;
+    if report.has_errors() {
+        return None;
+    }
+    lints::check(&drafts, report);
+    Some(Graph {
+        edges: wiring::edges(&drafts, &order),
+        nodes: order.into_iter().filter_map(|index| node(&drafts[index])).collect(),
+        run: run?,
+        resolved: filled.to_value_with(&params::escape),
+        warnings: Diagnostics::default(),
+    })
+}
+
+/// An error for each key that is none of `known`.
+pub(crate) fn check_keys(yaml: &Yaml, known: &[&str], place: &str, report: &mut Report) {
+    for entry in yaml.entries().iter().filter(|entry| !known.contains(&entry.key.as_str())) {
+        report
+            .error(entry.key_span, format!("unknown key `{}` in {place}", entry.key))
+            .label("unknown key")
+            .suggest(&entry.key, known);
+    }
+}
+
+fn check_version(root: &Yaml, top: Span, report: &mut Report) {
+    match root.get("version") {
+        None => {
+            report.error(top, "the pipeline has no `version`").help("begin with `version: 1`");
+        }
+        Some(entry) if entry.value.to_value() == 1 => {}
+        Some(entry) => {
+            let message = format!("this sapo-flow reads pipelines of version 1, found {}", entry.value.found());
+            report.error(entry.value.span, message).label("expected `1`");
+        }
+    }
+}
+
+fn without_params(root: &Yaml) -> Yaml {
+    let entries = root.entries().iter().filter(|entry| entry.key != "params").cloned().collect();
+    Yaml::new(root.span, Content::Mapping(entries))
+}
+
+fn read_run(entry: Option<&Entry>, top: Span, report: &mut Report) -> Option<RunSettings> {
+    let Some(entry) = entry else {
+        report
+            .error(top, "the pipeline has no `run` block")
+            .help("it needs at least `run: {steps: N}` or `run: {epochs: N}`");
+        return None;
+    };
+    let before = report.errors();
+    let schema = RunSettings::json_schema_root();
+    Validator { root: &schema }.check(&entry.value, "run", entry.key_span, report);
+    if let Some(device) =
+        entry.value.get("device").filter(|device| device.value.as_str().is_some_and(|text| !is_device(text)))
+    {
+        let message = format!("`run.device` names no device: found {}", device.value.found());
+        blame(report, &device.value, message).label("expected `auto`, `cpu`, `cuda` or `cuda:N`");
+    }
+    let given = |key: &str| entry.value.get(key).filter(|entry| !entry.value.is_null());
+    match (given("epochs"), given("steps")) {
+        (None, None) if report.errors() == before => {
+            report
+                .error(entry.key_span, "the `run` block does not say how long the run is")
+                .label("needs `steps` or `epochs`");
+        }
+        (Some(epochs), Some(steps)) => {
+            let (first, second) =
+                if (epochs.key_span.line, epochs.key_span.column) <= (steps.key_span.line, steps.key_span.column) {
+                    (epochs, steps)
+                } else {
+                    (steps, epochs)
+                };
+            let note = format!("`{}` is at {}", first.key, report.place(first.key_span));
+            report
+                .error(second.key_span, "`run` takes `steps` or `epochs`, not both")
+                .note(note)
+                .help("remove one of them");
+        }
+        _ => {}
+    }
+    if report.errors() > before {
+        return None;
+    }
+    match serde_yaml::from_value(entry.value.to_value()) {
+        Ok(settings) => Some(settings),
+        Err(error) => {
+            report.error(entry.key_span, format!("in `run`: {error}"));
+            None
+        }
+    }
+}
+
+fn is_device(text: &str) -> bool {
+    matches!(text, "auto" | "cpu" | "cuda")
+        || text.strip_prefix("cuda:").is_some_and(|index| index.parse::<u16>().is_ok())
+}
+
+impl RunSettings {
+    fn json_schema_root() -> serde_json::Value {
+        schemars::SchemaGenerator::default().into_root_schema_for::<RunSettings>().to_value()
+    }
+}
+
+fn read_nodes(entry: Option<&Entry>, top: Span, registry: &Registry, report: &mut Report) -> Vec<Draft> {
+    let Some(entry) = entry else {
+        report.error(top, "the pipeline has no `nodes`");
+        return Vec::new();
+    };
+    if !matches!(entry.value.content, Content::Mapping(_) | Content::Invalid) || entry.value.entries().is_empty() {
+        report
+            .error(entry.key_span, format!("`nodes` is a mapping from names to nodes, found {}", entry.value.found()))
+            .help("a node is written `name: {op: OPERATOR, in: ..., with: {...}}`");
+    }
+    entry.value.entries().iter().map(|entry| read_node(entry, registry, report)).collect()
+}
+
+fn read_node(entry: &Entry, registry: &Registry, report: &mut Report) -> Draft {
+    let name = &entry.key;
+    if !params::is_identifier(name) {
+        report
+            .error(entry.key_span, format!("`{name}` is no name for a node"))
+            .help("use letters, digits and `_`, not beginning with a digit");
+    }
+    let mut draft = Draft::new(name, entry.key_span);
+    if !matches!(entry.value.content, Content::Mapping(_)) {
+        if !entry.value.is_invalid() {
+            report.error(
+                entry.key_span,
+                format!("the node `{name}` is a mapping with `op`, found {}", entry.value.found()),
+            );
+        }
+        return draft;
+    }
+    check_keys(&entry.value, &["op", "in", "with"], &format!("the node `{name}`"), report);
+    draft.input = entry.value.get("in").cloned();
+    draft.with = entry.value.get("with").cloned().filter(|with| !with.value.is_null());
+    draft.op = read_operator(entry, registry, &mut draft, report);
+    if let Some(op) = draft.op.clone() {
+        check_config(&op, &draft, report);
+    }
+    draft
+}
+
+fn read_operator(
+    entry: &Entry,
+    registry: &Registry,
+    draft: &mut Draft,
+    report: &mut Report,
+) -> Option<Arc<OperatorSpec>> {
+    let name = &entry.key;
+    let Some(op) = entry.value.get("op") else {
+        report
+            .error(entry.key_span, format!("the node `{name}` has no `op`"))
+            .label("needs `op`: the name of an operator");
+        return None;
+    };
+    draft.op_span = op.value.span;
+    let Some(text) = op.value.as_str() else {
+        if !op.value.is_invalid() {
+            blame(report, &op.value, format!("`op` is the name of an operator, found {}", op.value.found()));
+        }
+        return None;
+    };
+    let spec = registry.get(text).cloned();
+    if spec.is_none() {
+        let names: Vec<&str> = registry.iter().map(|spec| spec.name).collect();
+        blame(report, &op.value, format!("unknown operator `{text}`")).suggest(text, &names);
+    }
+    spec
+}
+
+/// The `with` block against the operator's schema, and where that has no complaint, the operator's own check.
+fn check_config(op: &OperatorSpec, draft: &Draft, report: &mut Report) {
+    let before = report.errors();
+    let schema = (op.config_schema)().to_value();
+    let nothing = Yaml::new(draft.op_span, Content::Mapping(Vec::new()));
+    let (with, key) = match &draft.with {
+        Some(entry) => (&entry.value, entry.key_span),
+        None => (&nothing, draft.op_span),
+    };
+    if !matches!(with.content, Content::Mapping(_) | Content::Invalid) {
+        report.error(key, format!("`with` is a mapping, found {}", with.found()));
+        return;
+    }
+    Validator { root: &schema }.check(with, "", key, report);
+    if report.errors() > before || contains_invalid(with) {
+        return;
+    }
+    for issue in (op.check)(&with.to_value()) {
+        let found = look_up(with, &issue.key);
+        match found {
+            Some(yaml) if issue.message.contains(issue.key.as_str()) => blame(report, yaml, issue.message),
+            Some(yaml) => blame(report, yaml, format!("`{}`: {}", issue.key, issue.message)),
+            None if issue.key.is_empty() => report.error(key, format!("in `{}`: {}", draft.name, issue.message)),
+            None => report.error(key, format!("`{}` of `{}`: {}", issue.key, draft.name, issue.message)),
+        };
+    }
+}
+
+fn contains_invalid(yaml: &Yaml) -> bool {
+    match &yaml.content {
+        Content::Invalid => true,
+        Content::Sequence(items) => items.iter().any(contains_invalid),
+        Content::Mapping(entries) => entries.iter().any(|entry| contains_invalid(&entry.value)),
+        Content::Scalar(_) => false,
+    }
+}
+
+/// The value at a dotted key.
+fn look_up<'a>(yaml: &'a Yaml, key: &str) -> Option<&'a Yaml> {
+    key.split('.').try_fold(yaml, |yaml, part| yaml.get(part).map(|entry| &entry.value))
+}
+
+fn node(draft: &Draft) -> Option<Node> {
+    let config = draft.with.as_ref().map_or_else(|| Value::Mapping(Default::default()), |with| with.value.to_value());
+    Some(Node { name: draft.name.clone(), op: draft.op.clone()?, config })
+}

@@ -1,0 +1,8 @@
+//! Pipelines as users write them: what is read, what is refused and where, what the graph looks like.
+
+mod diagnostics;
+mod docs;
+mod drawing;
+mod graph;
+mod params;
+mod toy;
