@@ -77,21 +77,19 @@ impl KvCache {
         Ok((layer.keys.f_narrow(2, 0, self.used)?, layer.values.f_narrow(2, 0, self.used)?))
     }
 
-    /// Keeps the rows listed, in their order; the others' memory is reused by nobody but stays allocated.
-    ///
-    /// `rows` must be increasing: then each row moves up at most, in place and without fresh memory.
-    pub(crate) fn keep_rows(&mut self, rows: &[i64]) -> Result<()> {
-        let (count, used) = (rows.len() as i64, self.used);
-        for (to, &from) in rows.iter().enumerate().filter(|(to, from)| *to as i64 != **from) {
-            let to = to as i64;
-            for layer in &self.layers {
-                for tensor in [&layer.keys, &layer.values] {
-                    let source = tensor.f_select(0, from)?.f_narrow(1, 0, used)?;
-                    tensor.f_select(0, to)?.f_narrow(1, 0, used)?.f_copy_(&source)?;
-                }
+    /// Keeps `rows` and lets the others go: row `rows[i]` becomes row i. In place, without fresh memory: a row that moves
+    /// must come from beyond the new number of rows.
+    pub(crate) fn keep_rows(&mut self, rows: &[usize]) -> Result<()> {
+        let used = self.used;
+        let moves = rows.iter().enumerate().filter(|(to, from)| to != *from);
+        for (to, from) in moves.map(|(to, &from)| (to as i64, from as i64)) {
+            for tensor in self.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
+                let used_of = |row: i64| tensor.f_select(0, row)?.f_narrow(1, 0, used);
+                used_of(to)?.f_copy_(&used_of(from)?)?;
             }
             self.positions.f_select(0, to)?.f_copy_(&self.positions.f_select(0, from)?)?;
         }
+        let count = rows.len() as i64;
         for layer in &mut self.layers {
             layer.keys = layer.keys.f_narrow(0, 0, count)?;
             layer.values = layer.values.f_narrow(0, 0, count)?;

@@ -2,8 +2,10 @@
 
 mod chat_templates;
 mod conversations;
+mod generation;
 mod golden;
 mod models;
 mod objectives;
 mod optimizers;
 mod schedules;
+mod warpers;
