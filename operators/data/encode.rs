@@ -1,0 +1,89 @@
+//! Rows as tokens.
+
+use std::path::Path;
+
+use sapo_flow_engine::Prompt;
+use sapo_flow_training::text::{ChatTemplate, EncodedPair, Message, Rendered, TextTokenizer};
+
+use super::Settings;
+use super::example::{Columns, Example};
+use super::files::RawRow;
+use crate::Error;
+
+/// Turns rows into tokens.
+pub struct Encoder<'a> {
+    columns: &'a Columns,
+    directory: &'a Path,
+    tokenizer: TextTokenizer,
+    template: Option<ChatTemplate>,
+}
+
+/// A row in tokens.
+pub struct Encoded {
+    /// The row.
+    pub prompt: Prompt,
+    /// Whether messages after the answer were left out.
+    pub trailing: bool,
+}
+
+impl<'a> Encoder<'a> {
+    /// With the tokenizer and the chat template that the settings name.
+    pub fn load(settings: &Settings<'a>) -> Result<Self, Error> {
+        let directory = settings.tokenizer;
+        let tokenizer = TextTokenizer::load(directory)?;
+        let template = match settings.chat_template {
+            None => ChatTemplate::load(directory)?,
+            Some(given) => {
+                let source = template_source(given)?;
+                Some(ChatTemplate::from_source(&source, tokenizer.special_tokens().clone())?)
+            }
+        };
+        Ok(Encoder { columns: settings.columns, directory, tokenizer, template })
+    }
+
+    /// The tokens of a row, or why it cannot be used.
+    pub fn encode(&self, index: u64, row: &RawRow) -> Result<Encoded, String> {
+        let object = row.content.as_ref().map_err(Clone::clone)?;
+        let mut trailing_messages = false;
+        let (chosen, rejected) = match self.columns.understand(object)? {
+            Example::Plain { prompt, chosen, rejected } => {
+                let render = |answer: &str| Rendered::plain(&prompt, answer);
+                (render(&chosen), rejected.as_deref().map(render))
+            }
+            Example::Chat { prompt, chosen, rejected, trailing } => {
+                trailing_messages = trailing;
+                let render = |answer: Message| self.render(prompt.iter().cloned().chain([answer]).collect());
+                (render(chosen)?, rejected.map(render).transpose()?)
+            }
+        };
+        let encoded = match &rejected {
+            Some(rejected) => Rendered::encode_pair(&chosen, rejected, &self.tokenizer).map(
+                |EncodedPair { prompt_ids, chosen_ids, rejected_ids }| (prompt_ids, chosen_ids, Some(rejected_ids)),
+            ),
+            None => chosen.encode(&self.tokenizer).map(|encoded| (encoded.prompt_ids, encoded.answer_ids, None)),
+        };
+        let (prompt_ids, chosen_ids, rejected_ids) = encoded.map_err(|error| error.to_string())?;
+        let prompt = Prompt { row: index, epoch: 0, prompt_ids, chosen_ids, rejected_ids };
+        Ok(Encoded { prompt, trailing: trailing_messages })
+    }
+
+    fn render(&self, messages: Vec<Message>) -> Result<Rendered, String> {
+        let template = self.template.as_ref().ok_or_else(|| {
+            format!(
+                "the row is a conversation, but {} has no chat template (chat_template.jinja, or chat_template in \
+                 tokenizer_config.json); give one with `chat_template`",
+                self.directory.display()
+            )
+        })?;
+        Rendered::conversation(template, &messages).map_err(|error| error.to_string())
+    }
+}
+
+/// A template's text: given as it is where it holds Jinja's braces, otherwise the content of a file.
+fn template_source(given: &str) -> Result<String, Error> {
+    if given.contains("{{") || given.contains("{%") {
+        return Ok(given.to_string());
+    }
+    let path = Path::new(given);
+    std::fs::read_to_string(path).map_err(Error::io(path))
+}

@@ -1,0 +1,80 @@
+//! What tells one data set from another, for runs that resume.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sapo_flow_engine::Prompt;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::files;
+use crate::Error;
+
+/// A fingerprint of a data set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Files with the SHA-256 of their bytes, in the order read.
+    pub files: Vec<(PathBuf, String)>,
+    /// SHA-256 of all rows' tokens.
+    pub tokens: String,
+}
+
+impl Identity {
+    /// Of these files and the tokens that came of them.
+    pub fn new(files: Vec<(PathBuf, String)>, prompts: &[Arc<Prompt>]) -> Self {
+        Identity { files, tokens: tokens_digest(prompts) }
+    }
+
+    /// An error that names what differs, unless the data is what it was when the checkpoint was taken.
+    pub fn check(&self, checkpoint: &Identity) -> Result<(), Error> {
+        if self.files.len() != checkpoint.files.len() {
+            let (then, now) = (checkpoint.files.len(), self.files.len());
+            let message = format!("the data had {then} files when the checkpoint was taken, and has {now} now");
+            return Err(Error::Restore(message));
+        }
+        for ((path, now), (_, then)) in self.files.iter().zip(&checkpoint.files) {
+            if now != then {
+                let message = format!("{} has changed since the checkpoint was taken", path.display());
+                return Err(Error::Restore(message));
+            }
+        }
+        if self.tokens != checkpoint.tokens {
+            let message = "the same data files give other tokens than when the checkpoint was taken: the tokenizer, \
+                           the chat template or the settings of the source have changed";
+            return Err(Error::Restore(message.into()));
+        }
+        Ok(())
+    }
+}
+
+fn tokens_digest(prompts: &[Arc<Prompt>]) -> String {
+    let mut hasher = Sha256::new();
+    for prompt in prompts {
+        hasher.update(prompt.row.to_le_bytes());
+        for ids in [Some(&prompt.prompt_ids), Some(&prompt.chosen_ids), prompt.rejected_ids.as_ref()] {
+            // A list that is absent is told from an empty one by its length.
+            hasher.update(ids.map_or(u64::MAX, |ids| ids.len() as u64).to_le_bytes());
+            ids.into_iter().flatten().for_each(|id| hasher.update(id.to_le_bytes()));
+        }
+    }
+    files::hex(&hasher.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changed_data_is_named() {
+        let identity = |hash: &str, tokens: &str| Identity {
+            files: vec![("data/a.jsonl".into(), hash.into())],
+            tokens: tokens.into(),
+        };
+        let then = identity("1", "2");
+        then.check(&then).unwrap();
+        let text = |now: Identity| now.check(&then).unwrap_err().to_string();
+        assert_eq!(text(identity("3", "2")), "cannot resume: data/a.jsonl has changed since the checkpoint was taken");
+        assert!(text(identity("1", "3")).contains("the same data files give other tokens"));
+        assert!(text(Identity { files: vec![], tokens: "2".into() }).contains("had 1 files"));
+    }
+}

@@ -1,0 +1,368 @@
+//! Data sets: files of rows, read, understood as prompts with answers, and tokenized.
+//!
+//! [`files`] finds and reads files, [`example`] tells what a row means, `encode` makes tokens of it, [`shuffle`] orders
+//! rows. [`load`] reads, understands and encodes.
+
+mod encode;
+pub mod example;
+pub mod files;
+mod identity;
+mod parquet_rows;
+pub mod shuffle;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sapo_flow_engine::Prompt;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::Error;
+use encode::Encoder;
+use example::Columns;
+use files::RawRow;
+pub use identity::Identity;
+
+/// One path or several.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a path or a list of paths")]
+pub enum Paths {
+    /// A file, or a glob pattern.
+    One(String),
+    /// Files and glob patterns, read in this order.
+    Many(Vec<String>),
+}
+
+impl Paths {
+    /// As a list.
+    pub fn as_slice(&self) -> &[String] {
+        match self {
+            Paths::One(path) => std::slice::from_ref(path),
+            Paths::Many(paths) => paths,
+        }
+    }
+}
+
+/// What happens when a row cannot be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// The run stops, with file, line and reason.
+    #[default]
+    Stop,
+    /// The row is left out and counted.
+    Skip,
+}
+
+/// Which rows to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All.
+    All,
+    /// All but every n-th: of each n rows the first n - 1.
+    Training {
+        /// n.
+        hold_out_every: u64,
+    },
+    /// Every n-th: of each n rows the last.
+    HeldOut {
+        /// n.
+        hold_out_every: u64,
+    },
+}
+
+impl Part {
+    /// Whether the row belongs to this part.
+    pub fn contains(self, row: u64) -> bool {
+        match self {
+            Part::All => true,
+            Part::Training { hold_out_every } => row % hold_out_every != hold_out_every - 1,
+            Part::HeldOut { hold_out_every } => row % hold_out_every == hold_out_every - 1,
+        }
+    }
+}
+
+/// What to read, and how.
+#[derive(Clone, Debug)]
+pub struct Settings<'a> {
+    /// Files and glob patterns.
+    pub paths: &'a Paths,
+    /// The data's names for the columns we know.
+    pub columns: &'a Columns,
+    /// A directory with a tokenizer, of a Hugging Face model as a rule.
+    pub tokenizer: &'a Path,
+    /// A chat template, or the path of one, in place of the tokenizer's.
+    pub chat_template: Option<&'a str>,
+    /// Rows with more prompt tokens are dropped.
+    pub max_prompt_tokens: Option<usize>,
+    /// Which rows to read.
+    pub part: Part,
+    /// How many of them to read at most, the first ones.
+    pub limit: Option<usize>,
+    /// What happens when a row cannot be used.
+    pub on_error: OnError,
+}
+
+/// A data set in memory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The rows that can be used, in the order of the files; epoch 0.
+    pub prompts: Vec<Arc<Prompt>>,
+    /// What was left out.
+    pub report: Report,
+    /// What a resumed run compares.
+    pub identity: Identity,
+}
+
+/// What was read and what was left out, in rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Rows read of the part asked for.
+    pub read: usize,
+    /// Dropped: the prompt is longer than `max_prompt_tokens`.
+    pub too_long: usize,
+    /// Left out under `on_error: skip`: file, line and reason of each.
+    pub skipped: Vec<String>,
+    /// Used, but with messages after the last assistant turn, which are not.
+    pub trailing: usize,
+}
+
+/// Most problems that one message lists.
+const SHOWN: usize = 10;
+
+/// Read, understand and tokenize a data set.
+pub fn load(settings: &Settings) -> Result<Loaded, Error> {
+    let paths = files::resolve(settings.paths.as_slice())?;
+    let mut rows = Vec::new();
+    let mut digests = Vec::new();
+    for path in &paths {
+        rows.extend(files::read(path)?);
+        digests.push((path.clone(), files::sha256(path)?));
+    }
+    let selected: Vec<(u64, RawRow)> = (0..)
+        .zip(rows)
+        .filter(|(index, _)| settings.part.contains(*index))
+        .take(settings.limit.unwrap_or(usize::MAX))
+        .collect();
+
+    let encoder = Encoder::load(settings)?;
+    let results = in_parallel(&selected, |(index, row)| encoder.encode(*index, row));
+    let mut report = Report { read: selected.len(), ..Report::default() };
+    let mut prompts = Vec::new();
+    for ((_, row), result) in selected.iter().zip(results) {
+        match result {
+            Err(reason) => report.skipped.push(format!("{}:{}: {reason}", row.path.display(), row.line)),
+            Ok(encoded) if settings.max_prompt_tokens.is_some_and(|max| encoded.prompt.prompt_ids.len() > max) => {
+                report.too_long += 1;
+            }
+            Ok(encoded) => {
+                report.trailing += usize::from(encoded.trailing);
+                prompts.push(Arc::new(encoded.prompt));
+            }
+        }
+    }
+    if settings.on_error == OnError::Stop && !report.skipped.is_empty() {
+        return Err(Error::Data(unusable(&report.skipped)));
+    }
+    if prompts.is_empty() {
+        let message = format!("{}: no row can be used: {}", names(&paths), report.sentences().join("; "));
+        return Err(Error::Data(message));
+    }
+    let identity = Identity::new(digests, &prompts);
+    Ok(Loaded { prompts, report, identity })
+}
+
+/// Rows of a part of the data, counted without tokenizing anything.
+pub fn count(paths: &Paths, part: Part, limit: Option<usize>) -> Result<u64, Error> {
+    let mut rows = 0;
+    for path in files::resolve(paths.as_slice())? {
+        rows += files::count(&path)?;
+    }
+    let selected = (0..rows).filter(|row| part.contains(*row)).count();
+    Ok(selected.min(limit.unwrap_or(usize::MAX)) as u64)
+}
+
+impl Report {
+    /// The report in words, a sentence for each thing worth knowing.
+    pub fn sentences(&self) -> Vec<String> {
+        let mut sentences = vec![format!("{} rows read", self.read)];
+        if self.too_long > 0 {
+            sentences.push(format!("{} rows dropped: prompt over max_prompt_tokens", self.too_long));
+        }
+        if let Some(first) = self.skipped.first() {
+            sentences.push(format!("{} rows skipped that cannot be used, the first: {first}", self.skipped.len()));
+        }
+        if self.trailing > 0 {
+            sentences.push(format!("{} rows go on after the last assistant turn; that is not used", self.trailing));
+        }
+        sentences
+    }
+}
+
+/// Every item's result, in order, worked out on all cores.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = items.len().div_ceil(threads).max(1);
+    let work = &work;
+    std::thread::scope(|scope| {
+        let spawn = |part| scope.spawn(move || Vec::from_iter(<[T]>::iter(part).map(work)));
+        let handles: Vec<_> = items.chunks(share).map(spawn).collect();
+        let join = |handle: std::thread::ScopedJoinHandle<'_, Vec<R>>| {
+            handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        handles.into_iter().flat_map(join).collect()
+    })
+}
+
+fn unusable(problems: &[String]) -> String {
+    let mut message = format!("{} rows cannot be used (on_error: skip leaves them out):", problems.len());
+    for problem in problems.iter().take(SHOWN) {
+        message.push_str("\n  ");
+        message.push_str(problem);
+    }
+    if problems.len() > SHOWN {
+        message.push_str(&format!("\n  and {} more", problems.len() - SHOWN));
+    }
+    message
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Harness, tiny_tokenizer};
+
+    fn load_with(file: &str, change: impl FnOnce(&mut Settings)) -> Result<Loaded, String> {
+        load_templated(file, None, change)
+    }
+
+    fn load_templated(
+        file: &str,
+        chat_template: Option<&str>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Loaded, String> {
+        let tokenizer = tiny_tokenizer();
+        let paths = Paths::One(file.into());
+        let columns = Columns::default();
+        let mut settings = Settings {
+            paths: &paths,
+            columns: &columns,
+            tokenizer: tokenizer.path(),
+            chat_template,
+            max_prompt_tokens: None,
+            part: Part::All,
+            limit: None,
+            on_error: OnError::Stop,
+        };
+        change(&mut settings);
+        load(&settings).map_err(|error| error.to_string())
+    }
+
+    fn prompt(row: u64, prompt_ids: &[u32], chosen_ids: &[u32], rejected_ids: Option<&[u32]>) -> Arc<Prompt> {
+        let (prompt_ids, chosen_ids) = (prompt_ids.to_vec(), chosen_ids.to_vec());
+        Arc::new(Prompt { row, epoch: 0, prompt_ids, chosen_ids, rejected_ids: rejected_ids.map(<[u32]>::to_vec) })
+    }
+
+    /// Ids by hand, from the vocabulary in `testing`.
+    #[test]
+    fn rows_become_tokens_with_one_bos_and_one_eos() {
+        let harness = Harness::new();
+        let user = r#"{"role": "user", "content": "hi"}"#;
+        let a = r#"{"role": "assistant", "content": "a b"}"#;
+        let b = r#"{"role": "assistant", "content": "b"}"#;
+        let rows = [
+            format!(r#"{{"messages": [{user}, {a}]}}"#),
+            format!(r#"{{"chosen": [{user}, {a}, {user}, {a}], "rejected": [{user}, {a}, {user}, {b}]}}"#),
+            r#"{"prompt": "hi ", "chosen": "a", "rejected": "b </s>"}"#.to_string(),
+        ];
+        let loaded = load_with(&harness.write("rows.jsonl", &rows.join("\n")), |_| {}).unwrap();
+        let expected = [
+            prompt(0, &[0, 2, 5, 1, 3], &[6, 7, 1], None),
+            prompt(1, &[0, 2, 5, 1, 3, 6, 7, 1, 2, 5, 1, 3], &[6, 7, 1], Some(&[7, 1])),
+            prompt(2, &[0, 5], &[6, 1], Some(&[7, 1])),
+        ];
+        assert_eq!(loaded.prompts, expected);
+        assert_eq!(loaded.report, Report { read: 3, ..Report::default() });
+    }
+
+    const MIXED: &str = r#"{"prompt": "hi", "chosen": "a"}
+{"prompt": "hi", "chosen": ""}
+{"prompt": "hi hi hi", "chosen": "a"}
+{"prompt":
+{"prompt": "hi", "chosen": "b"}
+"#;
+
+    #[test]
+    fn a_bad_row_stops_with_file_line_and_reason() {
+        let harness = Harness::new();
+        let file = harness.write("rows.jsonl", MIXED);
+        let error = load_with(&file, |_| {}).unwrap_err();
+        let expected = format!(
+            "2 rows cannot be used (on_error: skip leaves them out):\n  {file}:2: `chosen`: the answer is empty\n  \
+             {file}:4: not JSON: EOF while parsing a value (column 10)"
+        );
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn bad_and_long_rows_are_counted() {
+        let harness = Harness::new();
+        let file = harness.write("rows.jsonl", MIXED);
+        let change = |settings: &mut Settings| {
+            settings.on_error = OnError::Skip;
+            settings.max_prompt_tokens = Some(3);
+        };
+        let loaded = load_with(&file, change).unwrap();
+        assert_eq!(loaded.prompts.iter().map(|prompt| prompt.row).collect::<Vec<_>>(), [0, 4]);
+        let expected = [
+            "5 rows read".to_string(),
+            "1 rows dropped: prompt over max_prompt_tokens".to_string(),
+            format!("2 rows skipped that cannot be used, the first: {file}:2: `chosen`: the answer is empty"),
+        ];
+        assert_eq!(loaded.report.sentences(), expected);
+    }
+
+    #[test]
+    fn no_row_left_is_an_error() {
+        let harness = Harness::new();
+        let file = harness.write("rows.jsonl", "{\"prompt\": \"hi hi\", \"chosen\": \"a\"}");
+        let error = load_with(&file, |settings| settings.max_prompt_tokens = Some(1)).unwrap_err();
+        let expected =
+            format!("{file}: no row can be used: 1 rows read; 1 rows dropped: prompt over max_prompt_tokens");
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn training_and_held_out_rows_are_all_rows() {
+        let harness = Harness::new();
+        let file = harness.write("rows.jsonl", &"{\"prompt\": \"hi\", \"chosen\": \"a\"}\n".repeat(7));
+        let rows = |part: Part, limit: Option<usize>| {
+            let change = |settings: &mut Settings| (settings.part, settings.limit) = (part, limit);
+            let loaded = load_with(&file, change).unwrap();
+            assert_eq!(count(&Paths::One(file.clone()), part, limit).unwrap(), loaded.prompts.len() as u64);
+            Vec::from_iter(loaded.prompts.iter().map(|prompt| prompt.row))
+        };
+        let (training, held_out) = (Part::Training { hold_out_every: 3 }, Part::HeldOut { hold_out_every: 3 });
+        assert_eq!(rows(training, None), [0, 1, 3, 4, 6]);
+        assert_eq!(rows(held_out, None), [2, 5]);
+        assert_eq!(rows(training, Some(3)), [0, 1, 3]);
+    }
+
+    #[test]
+    fn a_template_can_be_given() {
+        let harness = Harness::new();
+        let messages = r#"[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a"}]"#;
+        let file = harness.write("rows.json", &format!(r#"[{{"messages": {messages}}}]"#));
+        let text = "{% for m in messages %}{{ m.content }} {% endfor %}";
+        let template = harness.write("short.jinja", text);
+        for given in [text, template.as_str()] {
+            let loaded = load_templated(&file, Some(given), |_| {}).unwrap();
+            assert_eq!(loaded.prompts, [prompt(0, &[0, 5], &[6, 1], None)]);
+        }
+        let error = load_templated(&file, Some("missing.jinja"), |_| {}).unwrap_err();
+        assert!(error.starts_with("missing.jinja: "), "{error}");
+    }
+}
