@@ -14,9 +14,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::Error;
-use crate::data::example::Columns;
 use crate::data::shuffle::epoch_order;
-use crate::data::{self, Identity, OnError, Part, Paths, Settings, files};
+use crate::data::{self, Columns, Identity, OnError, Part, Paths, Settings, files};
 
 /// Configuration of [`PromptSource`].
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -128,7 +127,9 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
     }
 
     fn files(config: &Config) -> Vec<PathBuf> {
-        files::resolve(config.path.as_slice()).unwrap_or_default()
+        let mut files = files::resolve(config.path.as_slice()).unwrap_or_default();
+        files.extend(data::tokenizer_files(&config.tokenizer));
+        files
     }
 
     fn steps_per_epoch(&self) -> Option<u64> {

@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use crate::Error;
 use encode::Encoder;
-use example::Columns;
+pub use example::Columns;
 use files::RawRow;
 pub use identity::Identity;
 
@@ -170,6 +170,12 @@ pub fn load(settings: &Settings) -> Result<Loaded, Error> {
     }
     let identity = Identity::new(digests, &prompts);
     Ok(Loaded { prompts, report, identity })
+}
+
+/// The files of a model directory that decide what text becomes which tokens, as far as they are there.
+pub fn tokenizer_files(directory: &Path) -> Vec<PathBuf> {
+    let names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+    names.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect()
 }
 
 /// Rows of a part of the data, counted without tokenizing anything.
