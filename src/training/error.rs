@@ -46,6 +46,16 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
+    /// A training step gave a number that is not finite. No weight was changed.
+    #[error("step {step}: the {what} is not finite, with examples {}", examples.join(", "))]
+    NonFinite {
+        /// The step, counted from 0.
+        step: u64,
+        /// The number: the loss, or the gradients' norm.
+        what: &'static str,
+        /// Labels of the examples that are to blame; of all, where it cannot be told.
+        examples: Vec<String>,
+    },
     /// A value passed in is unusable.
     #[error("{0}")]
     Argument(String),

@@ -1,1 +1,210 @@
-//! To be written.
+//! Log-probabilities of tokens from hidden states, without ever holding the logits of a whole batch in f32.
+//!
+//! With a vocabulary of 49,000 to 128,000 tokens the logits are a training step's peak of memory, so they are computed
+//! only for hidden states whose next token a loss needs, and in chunks of rows. The gradient is worked out here rather
+//! than by autograd: the derivative of a row's log-probability with respect to its logits is onehot - softmax, and the
+//! row's share of the loss's gradient scales it. Between the passes only the logits themselves are kept, in the kind
+//! they were computed in and up to a limit; those beyond are computed again.
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::Result;
+use crate::model::{Compute, Decoder};
+use crate::parameters::ParameterSet;
+
+/// Bytes of f32 logits that one matrix product computes.
+const CHUNK_BYTES: i64 = 128 << 20;
+/// Bytes of f32 logits that elementwise operations work on at a time on a CPU: what its cache holds.
+const PIECE_BYTES: i64 = 4 << 20;
+/// Bytes of logits kept between the forward and the backward pass.
+pub const KEPT_BYTES: i64 = 512 << 20;
+
+/// A model's head, made ready once for all that a step computes with it.
+pub struct Head {
+    /// (vocabulary, hidden_size), in the kind of the matrix products.
+    weight: Tensor,
+    /// Mean over the vocabulary, (hidden_size,) f32.
+    mean: Tensor,
+    chunk_rows: i64,
+    piece_rows: i64,
+}
+
+impl Head {
+    /// The head of a decoder with these weights.
+    pub fn new(decoder: &Decoder, weights: &ParameterSet, compute: &Compute) -> Result<Self> {
+        no_grad(|| {
+            let weight = weights.get(decoder.head_name())?.f_detach()?;
+            let (vocabulary, _) = weight.size2()?;
+            let chunk_rows = (CHUNK_BYTES / (4 * vocabulary)).max(1);
+            let piece_rows = match decoder.device {
+                Device::Cpu => (PIECE_BYTES / (4 * vocabulary)).clamp(1, chunk_rows),
+                _ => chunk_rows,
+            };
+            let mean = weight.f_mean_dim(0, false, Kind::Float)?;
+            Ok(Head { weight: weight.f_to_kind(compute.kind)?, mean, chunk_rows, piece_rows })
+        })
+    }
+
+    /// Each row's mean logit over the vocabulary, (rows,) f32: the mean of a product is the product with the mean.
+    pub fn mean_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(hidden.f_to_kind(Kind::Float)?.f_mv(&self.mean)?)
+    }
+
+    /// Log-probabilities of `targets` (rows,) i64 after `hidden` (rows, hidden_size), where no gradient will be asked
+    /// for: none is kept.
+    pub fn logps(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        Ok(self.score(hidden, targets, 0)?.logps)
+    }
+
+    /// Log-probabilities of `targets` (rows,) i64 after `hidden` (rows, hidden_size), and what their gradient needs:
+    /// up to `kept_bytes` of logits.
+    pub fn score(&self, hidden: &Tensor, targets: &Tensor, kept_bytes: i64) -> Result<Scores<'_>> {
+        no_grad(|| {
+            let hidden = hidden.f_detach()?.f_to_kind(self.weight.kind())?;
+            let rows = hidden.size2()?.0;
+            let column = || Tensor::f_empty([rows, 1], (Kind::Float, hidden.device()));
+            let (logps, correct, log_normalizers) = (column()?, column()?, column()?);
+            let targets = targets.f_unsqueeze(-1)?; // (rows,) -> (rows, 1)
+            let mut kept = Vec::new();
+            let mut budget = kept_bytes;
+            for (start, length) in spans(rows, self.chunk_rows) {
+                let logits = self.logits(&hidden.f_narrow(0, start, length)?)?;
+                for (offset, length) in spans(length, self.piece_rows) {
+                    let of_piece = |tensor: &Tensor| tensor.f_narrow(0, start + offset, length);
+                    // Always a copy: it is overwritten, and the logits may be needed again.
+                    let mut work = logits.f_narrow(0, offset, length)?.f_to_dtype(Kind::Float, false, true)?;
+                    let target = work.f_gather(1, &of_piece(&targets)?, false)?;
+                    let largest = work.f_amax(1, true)?;
+                    let _ = work.f_sub_(&largest)?.f_exp_()?;
+                    let log_normalizer = work.f_sum_dim_intlist(1, true, Kind::Float)?.f_log()?.f_add(&largest)?;
+                    of_piece(&logps)?.f_copy_(&target.f_sub(&log_normalizer)?)?;
+                    of_piece(&correct)?.f_copy_(&target.f_ge_tensor(&largest)?)?;
+                    of_piece(&log_normalizers)?.f_copy_(&log_normalizer)?;
+                }
+                budget -= (logits.numel() * logits.kind().elt_size_in_bytes()) as i64;
+                kept.push((budget >= 0).then_some(logits));
+            }
+            let (logps, correct) = (logps.f_squeeze_dim(1)?, correct.f_squeeze_dim(1)?);
+            Ok(Scores { head: self, logps, correct, hidden, targets, log_normalizers, kept })
+        })
+    }
+
+    /// (rows, hidden_size) -> (rows, vocabulary), in the kind of the matrix products.
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(hidden.f_linear(&self.weight, None::<&Tensor>)?)
+    }
+}
+
+/// Log-probabilities, and what is needed to send a gradient back through them.
+pub struct Scores<'a> {
+    head: &'a Head,
+    /// Of the targets, (rows,) f32, without a graph.
+    pub logps: Tensor,
+    /// 1 where no token was more probable than the target, else 0; (rows,) f32.
+    pub correct: Tensor,
+    /// (rows, hidden_size)
+    hidden: Tensor,
+    /// (rows, 1)
+    targets: Tensor,
+    /// Log of each row's sum of exponentials, (rows, 1).
+    log_normalizers: Tensor,
+    /// Each chunk's logits, where kept.
+    kept: Vec<Option<Tensor>>,
+}
+
+impl Scores<'_> {
+    /// From the gradient with respect to `logps`, (rows,) f32, the one with respect to the hidden states, (rows,
+    /// hidden_size); the one with respect to the head's weight is added to `weight_gradient`, (vocabulary, hidden_size)
+    /// f32, where it is wanted.
+    pub fn backward(mut self, gradient: &Tensor, mut weight_gradient: Option<&mut Tensor>) -> Result<Tensor> {
+        no_grad(|| {
+            let gradient = gradient.f_unsqueeze(-1)?; // (rows,) -> (rows, 1)
+            let hidden_gradient = self.hidden.f_empty_like()?;
+            let chunks: Vec<_> = spans(self.hidden.size2()?.0, self.head.chunk_rows).collect();
+            for (chunk, (start, length)) in chunks.into_iter().enumerate() {
+                let hidden = self.hidden.f_narrow(0, start, length)?;
+                let logits = match self.kept[chunk].take() {
+                    Some(logits) => logits,
+                    None => self.head.logits(&hidden)?,
+                };
+                for (offset, length) in spans(length, self.head.piece_rows) {
+                    let of_piece = |tensor: &Tensor| tensor.f_narrow(0, start + offset, length);
+                    let mut piece = logits.f_narrow(0, offset, length)?;
+                    let scale = of_piece(&gradient)?;
+                    // gradient * (onehot - softmax), which takes the logits' place.
+                    let mut work = piece.f_to_dtype(Kind::Float, false, true)?;
+                    let _ = work.f_sub_(&of_piece(&self.log_normalizers)?)?.f_exp_()?.f_mul_(&scale.f_neg()?)?;
+                    let _ = work.f_scatter_add_(1, &of_piece(&self.targets)?, &scale)?;
+                    piece.f_copy_(&work)?;
+                }
+                hidden_gradient.f_narrow(0, start, length)?.f_copy_(&logits.f_matmul(&self.head.weight)?)?;
+                if let Some(weight_gradient) = weight_gradient.as_deref_mut() {
+                    add_product(weight_gradient, &logits.f_transpose(0, 1)?, &hidden)?;
+                }
+            }
+            Ok(hidden_gradient)
+        })
+    }
+}
+
+/// sum += left right, where the product may be of a smaller kind than the sum.
+fn add_product(sum: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<()> {
+    let _ = match left.kind() == sum.kind() {
+        true => sum.f_addmm_(left, right)?,
+        false => sum.f_add_(&left.f_matmul(right)?)?,
+    };
+    Ok(())
+}
+
+/// Start and length of every span of at most `length` among so many rows.
+fn spans(rows: i64, length: i64) -> impl Iterator<Item = (i64, i64)> {
+    (0..rows).step_by(length as usize).map(move |start| (start, length.min(rows - start)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::Head;
+
+    const ROWS: i64 = 11;
+    const VOCABULARY: i64 = 37;
+
+    /// Numbers without a pattern that matters, from -1 to 1.
+    fn numbers(rows: i64, columns: i64, step: f64) -> Tensor {
+        (Tensor::arange(rows * columns, (Kind::Float, Device::Cpu)) * step).sin().view([rows, columns])
+    }
+
+    #[test]
+    fn chunks_agree_with_autograd_on_all_logits_at_once() {
+        let weight = numbers(VOCABULARY, 8, 1.7).set_requires_grad(true);
+        let hidden = (numbers(ROWS, 8, 2.3) * 4.0).set_requires_grad(true);
+        let targets = Tensor::arange(ROWS, (Kind::Int64, Device::Cpu)) * 3;
+        let upstream = numbers(1, ROWS, 0.9).view(-1);
+
+        let logits = hidden.matmul(&weight.transpose(0, 1));
+        let expected = logits.log_softmax(-1, Kind::Float).gather(1, &targets.unsqueeze(-1), false).squeeze_dim(1);
+        (&expected * &upstream).sum(Kind::Float).backward();
+        let best = logits.argmax(-1, false).eq_tensor(&targets).to_kind(Kind::Float);
+
+        let mean = weight.detach().mean_dim(0, false, Kind::Float);
+        for (chunk_rows, piece_rows, kept) in
+            [(64, 64, 1 << 20), (4, 3, 1 << 20), (4, 4, 0), (3, 1, 4 * 3 * VOCABULARY)]
+        {
+            let head = Head { weight: weight.detach(), mean: mean.copy(), chunk_rows, piece_rows };
+            let scores = head.score(&hidden, &targets, kept).unwrap();
+            assert!(scores.logps.allclose(&expected, 1e-5, 1e-6, false));
+            assert_eq!(scores.correct, best);
+            let mut weight_gradient = weight.detach().zeros_like();
+            let hidden_gradient = scores.backward(&upstream, Some(&mut weight_gradient)).unwrap();
+            assert!(hidden_gradient.allclose(&hidden.grad(), 1e-5, 1e-6, false));
+            assert!(weight_gradient.allclose(&weight.grad(), 1e-5, 1e-6, false));
+            assert!(head.mean_logits(&hidden).unwrap().allclose(
+                &logits.mean_dim(-1, false, Kind::Float),
+                1e-5,
+                1e-6,
+                false
+            ));
+        }
+    }
+}

@@ -72,6 +72,6 @@ impl CheckpointTape<'_> {
 }
 
 /// Runs the backward pass of `output` from the gradient at it: that of sum(output * gradient).
-fn send_back(output: &Tensor, gradient: &Tensor) -> Result<()> {
+pub(crate) fn send_back(output: &Tensor, gradient: &Tensor) -> Result<()> {
     Ok(output.f_mul(&gradient.f_detach()?)?.f_sum(output.kind())?.f_backward()?)
 }

@@ -113,9 +113,14 @@ impl Decoder {
         pass.norm(&hidden, LAST_NORM)
     }
 
+    /// Name of the head's weight, (vocab_size, hidden_size): the embedding's where they are tied.
+    pub fn head_name(&self) -> &'static str {
+        if self.config.tie_word_embeddings { EMBEDDING } else { HEAD }
+    }
+
     /// The head on any selection of hidden states (..., hidden_size): logits (..., vocab_size) as f32.
     pub fn logits(&self, weights: &ParameterSet, hidden: &Tensor, compute: &Compute) -> Result<Tensor> {
-        let head = weights.get(if self.config.tie_word_embeddings { EMBEDDING } else { HEAD })?;
+        let head = weights.get(self.head_name())?;
         let logits = hidden.f_to_kind(compute.kind)?.f_linear(&head.f_to_kind(compute.kind)?, None::<&Tensor>)?;
         Ok(logits.f_to_kind(Kind::Float)?)
     }

@@ -17,6 +17,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 pub use clip::{clip_scale, global_norm};
 pub use schedule::{Schedule, ScheduleKind, Warmup};
 
+use crate::parameters::ParameterSet;
 use crate::{Error, Result};
 
 /// Elements of a tensor that an update works on at a time on a CPU: four such blocks of f32 fit a core's cache.
@@ -183,40 +184,42 @@ impl Optimizer {
 
     /// Write the state into a safetensors file.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = vec![("step".to_owned(), Tensor::f_from_slice(&[self.steps as i64])?)];
-        for (name, state) in self.names.iter().zip(&self.state) {
-            for (slot, tensor) in self.rule.slots().iter().zip(state) {
-                tensors.push((format!("{name}.{slot}"), tensor.f_to_device(Device::Cpu)?));
-            }
-        }
-        Ok(Tensor::write_safetensors(&tensors, path)?)
+        let steps = ("step".to_owned(), Tensor::f_from_slice(&[self.steps as i64])?);
+        let slots = self.names.iter().zip(&self.state).flat_map(|(name, state)| {
+            let named = self.rule.slots().iter().zip(state);
+            named.map(move |(slot, tensor)| (format!("{name}.{slot}"), tensor.shallow_clone()))
+        });
+        std::iter::once(steps).chain(slots).collect::<ParameterSet>().write(path, None)
     }
 
     /// Take up the state that [`save`](Self::save) wrote for the same rule and parameters.
     pub fn load(&mut self, path: &Path) -> Result<()> {
-        let invalid = |message: String| Error::Invalid { path: path.to_owned(), message };
-        let mut stored: std::collections::BTreeMap<String, Tensor> =
-            Tensor::read_safetensors(path)?.into_iter().collect();
-        let mut take = |name: &str| stored.remove(name).ok_or_else(|| invalid(format!("`{name}` is missing")));
+        let stored = ParameterSet::read(path, Device::Cpu)?;
+        let take = |name: &str| stored.get(name).map_err(|_| Error::invalid(path, format!("`{name}` is missing")));
         let step = take("step")?;
         if step.kind() != Kind::Int64 || step.numel() != 1 {
-            return Err(invalid(format!("`step`: expected one i64, found {:?} {:?}", step.kind(), step.size())));
+            let message = format!("`step`: expected one i64, found {:?} {:?}", step.kind(), step.size());
+            return Err(Error::invalid(path, message));
         }
+        let mut expected = 1;
         for (name, state) in self.names.iter().zip(&mut self.state) {
             for (slot, tensor) in self.rule.slots().iter().zip(state) {
                 let name = format!("{name}.{slot}");
                 let found = take(&name)?;
                 if found.size() != tensor.size() || found.kind() != tensor.kind() {
                     let (expected, found) = ((tensor.kind(), tensor.size()), (found.kind(), found.size()));
-                    return Err(invalid(format!("`{name}`: expected {expected:?}, found {found:?}")));
+                    let message = format!("`{name}`: expected {expected:?}, found {found:?}");
+                    return Err(Error::invalid(path, message));
                 }
-                tensor.f_copy_(&found)?;
+                tensor.f_copy_(found)?;
+                expected += 1;
             }
         }
-        if let Some(name) = stored.keys().next() {
-            return Err(invalid(format!("`{name}` belongs to no parameter that is trained, or to another optimizer")));
+        if stored.len() != expected {
+            let message = format!("expected {expected} tensors, found {}: another optimizer's state", stored.len());
+            return Err(Error::invalid(path, message));
         }
-        self.steps = step.f_int64_value(&[0])? as u64;
+        self.steps = step.f_int64_value(&[])? as u64;
         Ok(())
     }
 }

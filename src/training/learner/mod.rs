@@ -1,0 +1,285 @@
+//! The learner: one update of a policy from a batch of examples.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `example` | what is learned from |
+//! | `layout` | how examples stand in a forward pass |
+//! | `pass` | forward and backward on a part of the batch |
+//! | `frozen` | parameters that are not trained |
+//! | `scoring` | log-probabilities under a model that is not trained |
+//!
+//! A step reads its numbers from the device once, after the backward pass: should the loss or the gradients not be
+//! finite, the step is an error and no weight has changed.
+
+mod example;
+mod frozen;
+mod layout;
+mod pass;
+mod scoring;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+pub use example::Example;
+pub use scoring::{ExampleScore, ResponseScore, reference_logps, score};
+
+use crate::logps::Head;
+use crate::model::{Compute, Decoder};
+use crate::objectives::Objective;
+use crate::optim::{Optimizer, Rule, Schedule, clip_scale, global_norm};
+use crate::parameters::{ParameterSet, WEIGHTS_FILE};
+use crate::{Error, Result};
+use pass::{Outcome, Pass, Totals};
+
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const STATE_FILE: &str = "learner.json";
+
+/// A step's metrics by TRL's names: means over the batch, and `num_tokens` seen since the first step.
+///
+/// `logits/*` and `mean_token_accuracy` are means over response tokens; `grad_norm` is that before clipping.
+pub type StepMetrics = BTreeMap<String, f64>;
+
+/// How a learner learns.
+#[derive(Clone, Debug)]
+pub struct LearnerSettings {
+    /// What is minimised.
+    pub objective: Objective,
+    /// How gradients become updates.
+    pub optimizer: Rule,
+    /// The learning rate at the schedule's height.
+    pub learning_rate: f64,
+    /// Its course.
+    pub schedule: Schedule,
+    /// The largest global norm of gradients that is let through; none: any.
+    pub max_grad_norm: Option<f64>,
+    /// Examples in a forward and backward pass; none: the whole batch. Changes memory and speed, not the update.
+    pub micro_batch_size: Option<usize>,
+    /// Compute activations again in the backward pass, one layer at a time, instead of keeping them.
+    pub gradient_checkpointing: bool,
+    /// Name patterns of parameters that stay as they are; `*` stands for any text.
+    pub freeze: Vec<String>,
+    /// Kind of the matrix products.
+    pub compute: Compute,
+}
+
+/// A policy in training.
+pub struct Learner {
+    /// The policy's architecture.
+    pub decoder: Arc<Decoder>,
+    settings: LearnerSettings,
+    /// Master weights, f32, without gradients: leaves of a step's graph share their memory.
+    parameters: ParameterSet,
+    frozen: Vec<bool>,
+    optimizer: Optimizer,
+    tokens_seen: u64,
+}
+
+/// What a learner keeps besides tensors.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    steps: u64,
+    tokens_seen: u64,
+}
+
+impl Learner {
+    /// A learner that starts from these weights, which it will change.
+    pub fn new(decoder: Arc<Decoder>, parameters: ParameterSet, settings: LearnerSettings) -> Result<Self> {
+        settings.objective.check()?;
+        check_positive("learning_rate", Some(settings.learning_rate))?;
+        check_positive("max_grad_norm", settings.max_grad_norm)?;
+        if settings.micro_batch_size == Some(0) {
+            return Err(Error::Argument("micro_batch_size: expected at least 1, found 0".into()));
+        }
+        if let Some((name, tensor)) = parameters.iter().find(|(_, tensor)| tensor.kind() != Kind::Float) {
+            let message = format!("weights to train: expected f32, found `{name}` of kind {:?}", tensor.kind());
+            return Err(Error::Argument(message));
+        }
+        let frozen = frozen::frozen(&parameters, &settings.freeze)?;
+        let optimizer = Optimizer::new(settings.optimizer, &trained(&parameters, &frozen))?;
+        Ok(Learner { decoder, settings, parameters, frozen, optimizer, tokens_seen: 0 })
+    }
+
+    /// The policy's weights, which the next step changes in place.
+    pub fn parameters(&self) -> &ParameterSet {
+        &self.parameters
+    }
+
+    /// Continue with a copy of the weights, and leave those handed out so far as they are: for when somebody may still
+    /// read them during the next step.
+    pub fn leave_weights(&mut self) {
+        self.parameters = self.parameters.deep_copy();
+    }
+
+    /// Updates done so far.
+    pub fn steps(&self) -> u64 {
+        self.optimizer.steps()
+    }
+
+    /// One update.
+    pub fn step(&mut self, examples: &[Example]) -> Result<StepMetrics> {
+        self.check(examples)?;
+        let step = self.steps();
+        let totals = Totals::of(examples, &self.settings.objective);
+        let (gradients, outcomes) = self.gradients(examples, &totals)?;
+        let norm = global_norm(&gradients)?;
+        let mut metrics = read_metrics(&outcomes, &norm)?;
+        if let Some(what) = not_finite(&metrics) {
+            return Err(Error::NonFinite { step, what, examples: blamed(examples, &outcomes)? });
+        }
+        let learning_rate = self.settings.learning_rate * self.settings.schedule.multiplier(step);
+        let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
+        self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
+        self.tokens_seen += totals.input_tokens;
+        metrics.insert("learning_rate".into(), learning_rate);
+        metrics.insert("num_tokens".into(), self.tokens_seen as f64);
+        Ok(metrics)
+    }
+
+    /// The gradients of the batch's loss, for every parameter that is trained, by name, and its metrics.
+    ///
+    /// The policy stays as it is.
+    pub fn loss_gradients(&self, examples: &[Example]) -> Result<(StepMetrics, Vec<(String, Tensor)>)> {
+        self.check(examples)?;
+        let (gradients, outcomes) = self.gradients(examples, &Totals::of(examples, &self.settings.objective))?;
+        let metrics = read_metrics(&outcomes, &global_norm(&gradients)?)?;
+        let names = trained(&self.parameters, &self.frozen).into_iter().map(|(name, _)| name);
+        Ok((metrics, names.zip(gradients).collect()))
+    }
+
+    fn check(&self, examples: &[Example]) -> Result<()> {
+        if examples.is_empty() {
+            return Err(Error::Argument("a step needs at least one example, found none".into()));
+        }
+        for example in examples {
+            example.check_tokens(&self.decoder)?;
+            example.check_for(&self.settings.objective)?;
+        }
+        Ok(())
+    }
+
+    /// The gradients of the parameters that are trained, and what each part of the batch reports.
+    fn gradients(&self, examples: &[Example], totals: &Totals) -> Result<(Vec<Tensor>, Vec<Outcome>)> {
+        let leaves = self.leaves()?;
+        let head = Head::new(&self.decoder, &leaves, &self.settings.compute)?;
+        let head_weight = leaves.get(self.decoder.head_name())?;
+        let mut head_gradient = match head_weight.requires_grad() {
+            true => Some(Tensor::f_zeros(head_weight.size(), (Kind::Float, head_weight.device()))?),
+            false => None,
+        };
+        let pass = Pass {
+            decoder: &self.decoder,
+            objective: &self.settings.objective,
+            compute: self.settings.compute,
+            checkpointing: self.settings.gradient_checkpointing,
+            leaves: &leaves,
+            head: &head,
+            totals,
+        };
+        let size = self.settings.micro_batch_size.unwrap_or(examples.len());
+        let outcomes =
+            examples.chunks(size).map(|part| pass.run(part, head_gradient.as_mut())).collect::<Result<Vec<_>>>()?;
+        let mut gradients = Vec::with_capacity(leaves.len());
+        for (name, leaf) in leaves.iter().filter(|(_, leaf)| leaf.requires_grad()) {
+            let mut gradient = leaf.f_grad()?;
+            if name == self.decoder.head_name()
+                && let Some(of_head) = head_gradient.take()
+            {
+                // Tied to the embedding, the weight has a gradient from there too.
+                gradient = if gradient.defined() { gradient.f_add_(&of_head)? } else { of_head };
+            }
+            gradients.push(if gradient.defined() { gradient } else { leaf.f_detach()?.f_zeros_like()? });
+        }
+        Ok((gradients, outcomes))
+    }
+
+    /// The parameters as leaves of a new graph. Fresh leaves have no gradient yet, so the first backward pass need not
+    /// add to one.
+    fn leaves(&self) -> Result<ParameterSet> {
+        let leaf = |((name, tensor), &frozen): ((&str, &Tensor), &bool)| {
+            Ok((name.to_owned(), tensor.f_detach()?.f_set_requires_grad(!frozen)?))
+        };
+        self.parameters.iter().zip(&self.frozen).map(leaf).collect()
+    }
+
+    /// Write everything a later [`load`](Self::load) needs; the weights in Hugging Face's layout.
+    pub fn save(&self, directory: &Path) -> Result<()> {
+        self.parameters.write(&directory.join(WEIGHTS_FILE), None)?;
+        self.optimizer.save(&directory.join(OPTIMIZER_FILE))?;
+        let path = directory.join(STATE_FILE);
+        let state = State { steps: self.steps(), tokens_seen: self.tokens_seen };
+        let text = serde_json::to_string_pretty(&state).map_err(|error| Error::invalid(&path, error.to_string()))?;
+        std::fs::write(&path, text).map_err(Error::io(&path))
+    }
+
+    /// Take up the state of a learner with the same model and settings, so that the steps to come give the same bytes
+    /// as if it had gone on.
+    pub fn load(&mut self, directory: &Path) -> Result<()> {
+        let path = directory.join(STATE_FILE);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let state: State = serde_json::from_str(&text).map_err(|error| Error::invalid(&path, error.to_string()))?;
+        let expected = self.decoder.expected_parameters();
+        self.parameters = ParameterSet::load(directory, &expected, self.decoder.device, Kind::Float)?;
+        self.optimizer.load(&directory.join(OPTIMIZER_FILE))?;
+        if state.steps != self.steps() {
+            let message = format!("expected {} steps, as the optimizer has, found {}", self.steps(), state.steps);
+            return Err(Error::invalid(&path, message));
+        }
+        self.tokens_seen = state.tokens_seen;
+        Ok(())
+    }
+}
+
+/// Handles to the parameters that are not frozen.
+fn trained(parameters: &ParameterSet, frozen: &[bool]) -> Vec<(String, Tensor)> {
+    let kept = parameters.iter().zip(frozen).filter(|(_, frozen)| !**frozen);
+    kept.map(|((name, tensor), _)| (name.to_owned(), tensor.shallow_clone())).collect()
+}
+
+/// The batch's metrics: the sum of the parts' shares, and the gradients' norm. The step's one wait for the device.
+fn read_metrics(outcomes: &[Outcome], norm: &Tensor) -> Result<StepMetrics> {
+    let mut values = Vec::new();
+    for outcome in outcomes {
+        values.extend(outcome.metrics.iter().map(|(_, value)| value.shallow_clone()));
+    }
+    values.push(norm.shallow_clone());
+    let values = Vec::<f32>::try_from(Tensor::f_stack(&values, 0)?.f_to_device(Device::Cpu)?)?;
+    let mut metrics = StepMetrics::new();
+    let names = outcomes.iter().flat_map(|outcome| outcome.metrics.iter().map(|(name, _)| *name));
+    for (name, value) in names.chain(["grad_norm"]).zip(values) {
+        *metrics.entry(name.to_owned()).or_insert(0.0) += f64::from(value);
+    }
+    Ok(metrics)
+}
+
+fn not_finite(metrics: &StepMetrics) -> Option<&'static str> {
+    [("loss", "loss"), ("grad_norm", "norm of the gradients")]
+        .into_iter()
+        .find(|(name, _)| !metrics[*name].is_finite())
+        .map(|(_, what)| what)
+}
+
+/// Labels of the examples whose own loss is not finite; of all where there is none.
+fn blamed(examples: &[Example], outcomes: &[Outcome]) -> Result<Vec<String>> {
+    let blame: Vec<&Tensor> = outcomes.iter().map(|outcome| &outcome.blame).collect();
+    let blame = Vec::<f32>::try_from(Tensor::f_cat(&blame, 0)?.f_to_device(Device::Cpu)?)?;
+    let labels = |guilty: &dyn Fn(f32) -> bool| -> Vec<String> {
+        let chosen = examples.iter().zip(&blame).filter(|(_, blame)| guilty(**blame));
+        chosen.map(|(example, _)| example.label.clone()).collect()
+    };
+    let guilty = labels(&|blame| !blame.is_finite());
+    Ok(if guilty.is_empty() { labels(&|_| true) } else { guilty })
+}
+
+fn check_positive(name: &str, value: Option<f64>) -> Result<()> {
+    match value {
+        Some(value) if !(value.is_finite() && value > 0.0) => {
+            Err(Error::Argument(format!("{name}: expected a number above 0, found {value}")))
+        }
+        _ => Ok(()),
+    }
+}
