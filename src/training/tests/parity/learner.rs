@@ -1,0 +1,252 @@
+//! The learner against itself: what must not depend on how a batch is divided, laid out or resumed.
+
+use std::path::PathBuf;
+
+use sapo_flow_training::Error;
+use sapo_flow_training::learner::{Example, Learner, LearnerSettings, score};
+use sapo_flow_training::model::{Compute, Model};
+use sapo_flow_training::objectives::{NllScope, Objective};
+use sapo_flow_training::optim::{Schedule, ScheduleKind, Warmup};
+use sapo_flow_training::parameters::ParameterSet;
+use tch::{Kind, Tensor};
+
+use crate::golden;
+use crate::steps::{dpo, examples, examples_with_reference, load, settings};
+
+const ORPO: Objective = Objective::Orpo { beta: 0.1, nll: NllScope::Sequence };
+
+/// A golden model whose head is tied to its embedding, and one with a head of its own.
+fn tied_and_untied() -> [PathBuf; 2] {
+    ["smollm", "qwen2"].map(|name| golden::path("models").join(name))
+}
+
+fn learner(directory: &std::path::Path, settings: LearnerSettings) -> Learner {
+    let Model { decoder, parameters, .. } = load(directory);
+    Learner::new(decoder, parameters, settings).unwrap()
+}
+
+/// Eight examples of many lengths, with reference log-probabilities.
+fn eight_examples(directory: &std::path::Path) -> Vec<Example> {
+    let step = &golden::json(directory.join("expected.json"))["step"];
+    let pairs = examples_with_reference(directory, step);
+    let mut examples: Vec<Example> = (0..4).flat_map(|_| pairs.clone()).collect();
+    for (index, example) in examples.iter_mut().enumerate() {
+        example.chosen_ids.truncate(3 + index);
+        example.prompt_ids.truncate(1 + index);
+        example.label = format!("example {index}");
+    }
+    examples
+}
+
+/// The largest difference between gradients, relative to the largest element of each.
+fn difference(left: &[(String, Tensor)], right: &[(String, Tensor)]) -> f64 {
+    assert_eq!(left.len(), right.len());
+    let each = left.iter().zip(right).map(|((name, left), (other, right))| {
+        assert_eq!(name, other);
+        golden::largest_difference(left, right) / left.abs().max().double_value(&[])
+    });
+    each.fold(0.0, f64::max)
+}
+
+fn weights(learner: &Learner) -> Vec<u8> {
+    let bytes = |tensor: &Tensor| {
+        let mut bytes = vec![0; tensor.numel() * 4];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        bytes
+    };
+    learner.parameters().iter().flat_map(|(_, tensor)| bytes(tensor)).collect()
+}
+
+#[test]
+fn a_batch_of_eight_is_two_of_four() {
+    let sft = Objective::Sft { nll: NllScope::Response };
+    for directory in tied_and_untied() {
+        let examples = eight_examples(&directory);
+        for objective in [ORPO, dpo(0.1), sft] {
+            let (whole, expected) = learner(&directory, settings(objective)).loss_gradients(&examples).unwrap();
+            for size in [4, 3, 1] {
+                let settings = LearnerSettings { micro_batch_size: Some(size), ..settings(objective) };
+                let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples).unwrap();
+                let difference = difference(&expected, &gradients);
+                assert!(difference < 1e-5, "{objective:?} in parts of {size}: gradients differ by {difference}");
+                assert_eq!(whole.keys().collect::<Vec<_>>(), metrics.keys().collect::<Vec<_>>());
+                for (name, value) in &whole {
+                    golden::assert_close(name, &[metrics[name]], &[*value], 1e-5);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn checkpointing_changes_memory_only() {
+    for directory in tied_and_untied() {
+        let examples = eight_examples(&directory);
+        let (_, expected) = learner(&directory, settings(ORPO)).loss_gradients(&examples).unwrap();
+        let settings = LearnerSettings { gradient_checkpointing: true, micro_batch_size: Some(4), ..settings(ORPO) };
+        let (_, gradients) = learner(&directory, settings).loss_gradients(&examples).unwrap();
+        assert!(difference(&expected, &gradients) < 1e-5);
+    }
+}
+
+#[test]
+fn bfloat16_gradients_point_the_same_way() {
+    for directory in tied_and_untied() {
+        let examples = eight_examples(&directory);
+        let (whole, expected) = learner(&directory, settings(ORPO)).loss_gradients(&examples).unwrap();
+        let settings = LearnerSettings { compute: Compute { kind: Kind::BFloat16 }, ..settings(ORPO) };
+        let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples).unwrap();
+        golden::assert_close("loss", &[metrics["loss"]], &[whole["loss"]], 0.02);
+        for ((name, exact), (_, found)) in expected.iter().zip(&gradients) {
+            assert_eq!(found.kind(), Kind::Float, "{name}");
+            let cosine = exact.flatten(0, -1).dot(&found.flatten(0, -1)) / (exact.norm() * found.norm());
+            assert!(cosine.double_value(&[]) > 0.98, "{name}: {cosine:?}");
+        }
+    }
+}
+
+#[test]
+fn a_resumed_learner_ends_with_the_same_bytes() {
+    for directory in tied_and_untied() {
+        let examples = eight_examples(&directory);
+        let settings = LearnerSettings {
+            max_grad_norm: Some(0.5),
+            schedule: Schedule::new(ScheduleKind::Cosine, Warmup::Steps(2), 6).unwrap(),
+            ..settings(ORPO)
+        };
+        let mut straight = learner(&directory, settings.clone());
+        let before = weights(&straight);
+        let metrics: Vec<_> = (0..6).map(|_| straight.step(&examples).unwrap()).collect();
+        assert_ne!(weights(&straight), before);
+        assert!(metrics[5]["loss"] < metrics[0]["loss"]);
+        assert_eq!(metrics[0]["learning_rate"], 0.0);
+        assert_eq!(metrics[1]["num_tokens"], 2.0 * metrics[0]["num_tokens"]);
+
+        let saved = tempfile::tempdir().unwrap();
+        let mut first = learner(&directory, settings.clone());
+        (0..3).for_each(|_| drop(first.step(&examples).unwrap()));
+        first.save(saved.path()).unwrap();
+        let mut second = learner(&directory, settings.clone());
+        second.load(saved.path()).unwrap();
+        let resumed: Vec<_> = (0..3).map(|_| second.step(&examples).unwrap()).collect();
+        assert_eq!(resumed, metrics[3..]);
+        assert_eq!(weights(&second), weights(&straight));
+
+        let optimizer = saved.path().join("optimizer.safetensors");
+        let bytes = std::fs::read(&optimizer).unwrap();
+        std::fs::write(&optimizer, &bytes[..bytes.len() - 1]).unwrap();
+        let error = learner(&directory, settings.clone()).load(saved.path()).unwrap_err().to_string();
+        assert!(error.contains("optimizer.safetensors") && error.contains("truncated"), "{error}");
+    }
+}
+
+#[test]
+fn weights_handed_out_stay_as_they_are_once_left() {
+    let [directory, _] = tied_and_untied();
+    let examples = eight_examples(&directory);
+    let mut learner = learner(&directory, settings(ORPO));
+    let handed_out: ParameterSet = learner.parameters().shallow_clone();
+    let before = handed_out.deep_copy();
+    learner.leave_weights();
+    learner.step(&examples).unwrap();
+    for ((_, before), (name, after)) in before.iter().zip(handed_out.iter()) {
+        assert_eq!(before, after, "{name}");
+    }
+    assert!(weights(&learner) != weights(&crate::learner::learner(&directory, settings(ORPO))));
+}
+
+#[test]
+fn frozen_parameters_stay_as_they_are() {
+    let [_, directory] = tied_and_untied();
+    let examples = eight_examples(&directory);
+    for pattern in ["model.layers.0.*", "model.embed_tokens.weight", "lm_head.weight", "model.*"] {
+        let settings = LearnerSettings { freeze: vec![pattern.into()], ..settings(ORPO) };
+        let mut learner = learner(&directory, settings);
+        let before = learner.parameters().deep_copy();
+        learner.step(&examples).unwrap();
+        for ((name, before), (_, after)) in before.iter().zip(learner.parameters().iter()) {
+            let frozen = name.starts_with(pattern.trim_end_matches('*'));
+            assert_eq!(before == after, frozen, "{name} with {pattern} frozen");
+        }
+    }
+    let Model { decoder, parameters, .. } = load(&directory);
+    let settings = LearnerSettings { freeze: vec!["layers.0.*".into()], ..settings(ORPO) };
+    let error = Learner::new(decoder, parameters, settings).err().unwrap().to_string();
+    assert!(error.contains("`layers.0.*`"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_its_examples_and_changes_nothing() {
+    let [directory, _] = tied_and_untied();
+    let mut examples = eight_examples(&directory);
+    // The reference makes this pair's margin 2e38 - (-2e38), which f32 does not hold.
+    examples[5].reference = Some((-2e38, 2e38));
+    let ipo = Objective::Dpo { beta: 0.1, loss: sapo_flow_training::objectives::DpoLoss::Ipo };
+    let mut learner = learner(&directory, settings(ipo));
+    let before = weights(&learner);
+    match learner.step(&examples).unwrap_err() {
+        Error::NonFinite { step: 0, what: "loss", examples } => assert_eq!(examples, ["example 5"]),
+        other => panic!("{other}"),
+    }
+    assert_eq!(weights(&learner), before);
+    assert_eq!(learner.steps(), 0);
+}
+
+#[test]
+fn examples_that_cannot_be_learned_from_are_refused_by_name() {
+    let [directory, _] = tied_and_untied();
+    let good = eight_examples(&directory).swap_remove(3);
+    let refused = |objective: Objective, example: Example| {
+        learner(&directory, settings(objective)).step(&[example]).unwrap_err().to_string()
+    };
+    let error = refused(ORPO, Example { chosen_ids: vec![], ..good.clone() });
+    assert!(error.contains("example 3, chosen response"), "{error}");
+    let error = refused(ORPO, Example { rejected_ids: None, ..good.clone() });
+    assert!(error.contains("example 3, rejected response"), "{error}");
+    let error = refused(dpo(0.1), Example { reference: None, ..good.clone() });
+    assert!(error.contains("example 3, reference"), "{error}");
+    let error = refused(ORPO, Example { prompt_ids: vec![1, 99_999], ..good.clone() });
+    assert!(error.contains("example 3, prompt") && error.contains("99999"), "{error}");
+    assert!(learner(&directory, settings(ORPO)).step(&[]).is_err());
+}
+
+#[test]
+fn scores_are_the_log_probabilities_that_a_step_reports() {
+    for directory in golden::models() {
+        let step = &golden::json(directory.join("expected.json"))["step"];
+        let Model { decoder, parameters, .. } = load(&directory);
+        let compute = Compute { kind: Kind::Float };
+        for micro_batch_size in [1, 8] {
+            let scores = score(&decoder, &parameters, &examples(step), &compute, micro_batch_size).unwrap();
+            let chosen: Vec<f64> = scores.iter().map(|score| score.chosen.mean().into()).collect();
+            let rejected: Vec<f64> = scores.iter().map(|score| score.rejected.unwrap().mean().into()).collect();
+            let expected = |name: &str| golden::floats(&step["orpo_trl"][name]);
+            golden::assert_close("chosen", &chosen, &expected("chosen_avg_logps"), 1e-5);
+            golden::assert_close("rejected", &rejected, &expected("rejected_avg_logps"), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn logits_are_reported_as_means_over_response_tokens() {
+    let [directory, _] = tied_and_untied();
+    let example = eight_examples(&directory).swap_remove(4);
+    let learner = learner(&directory, settings(ORPO));
+    let (metrics, _) = learner.loss_gradients(std::slice::from_ref(&example)).unwrap();
+    let compute = Compute { kind: Kind::Float };
+    for (name, response) in [("chosen", &example.chosen_ids), ("rejected", example.rejected_ids.as_ref().unwrap())] {
+        let row = [example.prompt_ids.as_slice(), response].concat();
+        let input = learner.decoder.input(&[row]).unwrap();
+        let hidden = learner.decoder.hidden_states(learner.parameters(), &input, None, &compute).unwrap();
+        let logits = learner.decoder.logits(learner.parameters(), &hidden, &compute).unwrap();
+        let (start, length) = (example.prompt_ids.len() as i64 - 1, response.len() as i64);
+        let logits = logits.narrow(1, start, length);
+        let expected = logits.mean(Kind::Float).double_value(&[]);
+        golden::assert_close(name, &[metrics[&format!("logits/{name}")]], &[expected], 1e-5);
+        if name == "chosen" {
+            let targets = Tensor::from_slice(&response.iter().map(|&id| i64::from(id)).collect::<Vec<_>>());
+            let correct = logits.argmax(-1, false).eq_tensor(&targets).to_kind(Kind::Float).mean(Kind::Float);
+            golden::assert_close("accuracy", &[metrics["mean_token_accuracy"]], &[correct.double_value(&[])], 1e-6);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A whole training step of every golden model: loss, metrics, and every parameter's gradient norm, as transformers and
+//! autograd computed them for two pairs (`step` in golden/models/*/expected.json).
+
+use std::path::Path;
+
+use sapo_flow_training::learner::{Example, Learner, LearnerSettings, StepMetrics, reference_logps};
+use sapo_flow_training::model::{Compute, Model};
+use sapo_flow_training::objectives::{DpoLoss, NllScope, Objective};
+use sapo_flow_training::optim::{Rule, Schedule, ScheduleKind, Warmup};
+use serde_json::Value;
+use tch::{Device, Kind};
+
+use crate::golden;
+
+const LOSS_TOLERANCE: f64 = 1e-5;
+const NORM_TOLERANCE: f64 = 1e-3;
+
+/// A model directory in f32 on the CPU.
+pub fn load(directory: &Path) -> Model {
+    Model::load(directory, Device::Cpu, Kind::Float).unwrap()
+}
+
+/// AdamW at a constant learning rate, without clipping, in f32.
+pub fn settings(objective: Objective) -> LearnerSettings {
+    LearnerSettings {
+        objective,
+        optimizer: Rule::Adamw { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
+        learning_rate: 1e-3,
+        schedule: Schedule::new(ScheduleKind::Constant, Warmup::Steps(0), 10).unwrap(),
+        max_grad_norm: None,
+        micro_batch_size: None,
+        gradient_checkpointing: false,
+        freeze: Vec::new(),
+        compute: Compute { kind: Kind::Float },
+    }
+}
+
+/// The pairs of a golden step.
+pub fn examples(step: &Value) -> Vec<Example> {
+    let pairs = step["pairs"].as_array().expect("a step has pairs");
+    let example = |(index, pair): (usize, &Value)| Example {
+        prompt_ids: golden::tokens(&pair["prompt_ids"]),
+        chosen_ids: golden::tokens(&pair["chosen_ids"]),
+        rejected_ids: Some(golden::tokens(&pair["rejected_ids"])),
+        reference: None,
+        label: format!("pair {index}"),
+    };
+    pairs.iter().enumerate().map(example).collect()
+}
+
+/// The pairs of a golden step, with log-probabilities of the reference model beside it.
+pub fn examples_with_reference(directory: &Path, step: &Value) -> Vec<Example> {
+    let mut examples = examples(step);
+    let model = load(&directory.join("reference"));
+    let compute = Compute { kind: Kind::Float };
+    let logps = reference_logps(&model.decoder, &model.parameters, &examples, &compute, 8).unwrap();
+    for (example, logps) in examples.iter_mut().zip(logps) {
+        example.reference = Some(logps);
+    }
+    examples
+}
+
+/// DPO as the golden step has it.
+pub fn dpo(beta: f64) -> Objective {
+    Objective::Dpo { beta, loss: DpoLoss::Sigmoid { label_smoothing: 0.0 } }
+}
+
+#[track_caller]
+fn assert_metric(what: &str, metrics: &StepMetrics, name: &str, expected: &Value, tolerance: f64) {
+    let expected = expected.as_f64().unwrap_or_else(|| panic!("{what} has no number for {name}"));
+    golden::assert_close(&format!("{what}, {name}"), &[metrics[name]], &[expected], tolerance);
+}
+
+/// The loss and all gradient norms of one golden case; the metrics for more to be compared.
+fn check(what: &str, directory: &Path, objective: Objective, examples: &[Example], expected: &Value) -> StepMetrics {
+    let Model { decoder, parameters, .. } = load(directory);
+    let learner = Learner::new(decoder, parameters, settings(objective)).unwrap();
+    let (metrics, gradients) = learner.loss_gradients(examples).unwrap();
+    assert_metric(what, &metrics, "loss", &expected["loss"], LOSS_TOLERANCE);
+    let norms = expected["grad_norms"].as_object().expect("a case has norms");
+    assert_eq!(gradients.len(), norms.len(), "{what}: number of gradients");
+    for (name, gradient) in gradients {
+        let found = gradient.norm().double_value(&[]);
+        let expected = norms[&name].as_f64().expect("a norm is a number");
+        let close = (found - expected).abs() <= NORM_TOLERANCE * expected;
+        assert!(close, "{what}, gradient norm of {name}: expected {expected}, found {found}");
+    }
+    metrics
+}
+
+#[test]
+fn orpo_steps_match() {
+    for directory in golden::models() {
+        let step = &golden::json(directory.join("expected.json"))["step"];
+        let examples = examples(step);
+        for (case, nll) in [("orpo_trl", NllScope::Sequence), ("orpo_response_nll", NllScope::Response)] {
+            let (what, expected) = (format!("{} {case}", directory.display()), &step[case]);
+            let objective = Objective::Orpo { beta: expected["beta"].as_f64().unwrap(), nll };
+            let metrics = check(&what, &directory, objective, &examples, expected);
+            assert_metric(&what, &metrics, "nll_loss", &expected["nll_loss"], LOSS_TOLERANCE);
+            // The authors' step differs in its NLL alone (and takes means of logits over padding too).
+            for (name, value) in step["orpo_reference"]["metrics"].as_object().unwrap() {
+                if name != "nll_loss" && !name.starts_with("logits/") {
+                    assert_metric(&what, &metrics, name, value, LOSS_TOLERANCE);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dpo_steps_match() {
+    for directory in golden::models() {
+        let step = &golden::json(directory.join("expected.json"))["step"];
+        let examples = examples_with_reference(&directory, step);
+        let (what, expected) = (format!("{} dpo", directory.display()), &step["dpo_reference"]);
+        let objective = dpo(expected["beta"].as_f64().unwrap());
+        let metrics = check(&what, &directory, objective, &examples, expected);
+        for (name, value) in expected["metrics"].as_object().unwrap() {
+            // The authors call chosen and rejected responses real and generated.
+            let name = name.replace("real", "chosen").replace("generated", "rejected");
+            if !name.starts_with("logits/") {
+                assert_metric(&what, &metrics, &name, value, LOSS_TOLERANCE);
+            }
+        }
+    }
+}
