@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(chosen(&[]).unwrap(), [false, false, false]);
         assert_eq!(chosen(&["model.layers.1.*"]).unwrap(), [true, false, false]);
         assert_eq!(chosen(&["model.layers.1*"]).unwrap(), [true, true, false]);
-        assert_eq!(chosen(&["*.up.*", "model.norm.weight"]).unwrap_err().to_string().contains("all of them"), true);
+        assert!(chosen(&["*.up.*", "model.norm.weight"]).unwrap_err().to_string().contains("all of them"));
         assert_eq!(chosen(&["model.norm*", "*.1.*"]).unwrap(), [true, false, true]);
         let error = chosen(&["layers.1.*"]).unwrap_err().to_string();
         assert!(error.contains("`layers.1.*`") && error.contains("model.layers.1.up.weight"), "{error}");

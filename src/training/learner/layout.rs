@@ -32,9 +32,9 @@ pub(super) fn padded(decoder: &Decoder, sequences: &[Sequence]) -> Result<Layout
     for (index, sequence) in sequences.iter().enumerate() {
         let ids = sequence.ids();
         let (response, nll) = (sequence.first_response(), sequence.first_nll().unwrap_or(ids.len()));
-        for position in response.min(nll)..ids.len() {
+        for (position, &id) in ids.iter().enumerate().skip(response.min(nll)) {
             rows.push((index * width + position - 1) as i64);
-            targets.push(i64::from(ids[position]));
+            targets.push(i64::from(id));
             counted.push(if position >= nll { 1.0f32 } else { 0.0 });
         }
         // The response's rows are the sequence's last.
