@@ -1,5 +1,8 @@
 //! Lets binaries, tests and examples find libtorch without LD_LIBRARY_PATH: the library folder that torch-sys was
-//! built against becomes the run path.
+//! built against becomes the run path. Its version goes into run manifests.
+
+use std::fs;
+use std::path::Path;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -12,4 +15,16 @@ fn main() {
     {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", resolved.display());
     }
+    println!("cargo:rustc-env=SAPO_FLOW_LIBTORCH={}", version(&folder).unwrap_or_else(|| "unknown".into()));
+}
+
+/// The version that libtorch's headers give.
+fn version(libraries: &Path) -> Option<String> {
+    let headers = libraries.parent()?.join("include/torch/headeronly/version.h");
+    let text = fs::read_to_string(headers).ok()?;
+    let number = |part: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("#define TORCH_VERSION_{part} ")))?;
+        Some(line.trim().to_owned())
+    };
+    Some(format!("{}.{}.{}", number("MAJOR")?, number("MINOR")?, number("PATCH")?))
 }

@@ -1,2 +1,9 @@
-//! stub
-fn main() {}
+//! The command line of sapo-flow.
+
+use std::process::ExitCode;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::main()
+}

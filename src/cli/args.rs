@@ -1,0 +1,213 @@
+//! The command line as types.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid pipeline, 130 interrupted after a checkpoint.
+RUST_LOG=debug shows what goes on inside.";
+
+/// Trains language models from preferences, as dataflow graphs written in YAML.
+#[derive(Debug, Parser)]
+#[command(name = "sapo-flow", version, about, after_help = EXIT_CODES)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a pipeline
+    Run(RunArgs),
+    /// Check pipelines, and tell everything that is wrong with them
+    Validate(ValidateArgs),
+    /// Draw a pipeline's graph
+    Graph(GraphArgs),
+    /// List the operators, or tell everything about one
+    Operators(OperatorsArgs),
+    /// Import a GGUF file as a Hugging Face model directory
+    Import(ImportArgs),
+    /// Let a model continue a text or answer a chat
+    Generate(GenerateArgs),
+}
+
+/// Values for a pipeline's parameters.
+#[derive(Debug, ClapArgs)]
+pub struct Overrides {
+    /// Give a parameter of the pipeline another value (YAML); may be repeated
+    #[arg(short = 'S', long = "set", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub overrides: Vec<(String, String)>,
+}
+
+/// `sapo-flow run`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+A run writes into a new directory: the resolved pipeline, a manifest, and what its operators write.
+
+  sapo-flow run p.yaml -S learning_rate=1e-6    with another value for a parameter
+  sapo-flow run p.yaml --dry-run                only tell what would be done
+  sapo-flow run p.yaml --resume                 go on with the latest run of this pipeline
+  sapo-flow run --resume runs/p-20250101T120000Z    go on with that run")]
+pub struct RunArgs {
+    /// The pipeline; with `--resume RUN_DIR` it may be left out
+    pub pipeline: Option<PathBuf>,
+    #[command(flatten)]
+    pub overrides: Overrides,
+    /// Go on from the newest checkpoint of a run directory, or of the pipeline's latest run
+    #[arg(long, value_name = "RUN_DIR", num_args = 0..=1, default_missing_value = "latest")]
+    pub resume: Option<PathBuf>,
+    /// Write into this directory, which must be new or empty [default: a new one named after pipeline and time]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub run_dir: Option<PathBuf>,
+    /// Only tell what would be done: graph, steps, and an estimate of memory
+    #[arg(long, conflicts_with = "resume")]
+    pub dry_run: bool,
+    /// Show nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `sapo-flow validate`
+#[derive(Debug, ClapArgs)]
+pub struct ValidateArgs {
+    /// The pipelines
+    #[arg(required = true)]
+    pub pipelines: Vec<PathBuf>,
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+/// `sapo-flow graph`
+#[derive(Debug, ClapArgs)]
+pub struct GraphArgs {
+    /// The pipeline
+    pub pipeline: PathBuf,
+    #[command(flatten)]
+    pub overrides: Overrides,
+    /// The language to draw it in
+    #[arg(long, value_enum, default_value_t)]
+    pub format: GraphFormat,
+}
+
+/// Languages that graphs are drawn in.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum GraphFormat {
+    /// Mermaid, which GitHub shows in markdown
+    #[default]
+    Mermaid,
+    /// Graphviz
+    Dot,
+}
+
+/// `sapo-flow operators`
+#[derive(Debug, ClapArgs)]
+pub struct OperatorsArgs {
+    /// The operator to tell everything about
+    pub name: Option<String>,
+    /// How to write it
+    #[arg(long, value_enum, default_value_t)]
+    pub format: PageFormat,
+}
+
+/// Forms of reference pages.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum PageFormat {
+    /// For a terminal
+    #[default]
+    Text,
+    /// For a page
+    Markdown,
+    /// For programs; with the JSON Schema of `with`
+    Json,
+}
+
+/// `sapo-flow import`
+#[derive(Debug, ClapArgs)]
+pub struct ImportArgs {
+    /// The GGUF file
+    pub gguf: PathBuf,
+    /// The directory to make; must be new or empty
+    pub out_dir: PathBuf,
+    /// Type of the weights written
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: DtypeArg,
+}
+
+/// `sapo-flow generate`
+#[derive(Debug, ClapArgs)]
+#[command(group(clap::ArgGroup::new("input").required(true).args(["prompt", "messages", "chat"])))]
+pub struct GenerateArgs {
+    /// The model: a Hugging Face directory
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// A text to continue, as it is
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// A chat message, such as `user=Hello`; may be repeated
+    #[arg(long = "message", value_name = "ROLE=CONTENT", value_parser = name_and_value)]
+    pub messages: Vec<(String, String)>,
+    /// A JSON file with a list of messages, each with `role` and `content`; `-` reads from standard input
+    #[arg(long, value_name = "FILE")]
+    pub chat: Option<PathBuf>,
+    /// Most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_tokens: usize,
+    /// Softmax temperature; 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.7)]
+    pub temperature: f64,
+    /// Draw from the k likeliest tokens; 0 from all
+    #[arg(long, value_name = "K", default_value_t = 50)]
+    pub top_k: usize,
+    /// Draw from the likeliest tokens that make up this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f64,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Type to compute in
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: DtypeArg,
+}
+
+/// Types of numbers.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum DtypeArg {
+    /// 32 bits
+    #[default]
+    Float32,
+    /// 16 bits
+    Bfloat16,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_value_may_contain_an_equals_sign() {
+        assert_eq!(name_and_value("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert_eq!(name_and_value("a="), Ok(("a".to_owned(), String::new())));
+        assert!(name_and_value("=b").is_err());
+        assert!(name_and_value("ab").is_err());
+    }
+}

@@ -1,0 +1,103 @@
+//! The run directory: made for a fresh run, found for a resumed one, never overwritten.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use chrono::Utc;
+use sapo_flow_engine::Graph;
+
+/// The resolved pipeline in a run directory.
+pub const PIPELINE: &str = "pipeline.yaml";
+
+/// Make a directory named after pipeline and time under the one that the pipeline's `run` block names.
+pub fn create(graph: &Graph, pipeline: &Path) -> anyhow::Result<PathBuf> {
+    let parent = Path::new(&graph.run.directory);
+    fs::create_dir_all(parent).with_context(|| format!("cannot make the directory {}", parent.display()))?;
+    let name = format!("{}-{}", stem(pipeline), Utc::now().format("%Y%m%dT%H%M%SZ"));
+    // Runs that begin within the same second get numbers.
+    for number in 1.. {
+        let directory = parent.join(if number == 1 { name.clone() } else { format!("{name}-{number}") });
+        match fs::create_dir(&directory) {
+            Ok(()) => return Ok(directory),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+            Err(error) => return Err(error).with_context(|| format!("cannot make {}", directory.display())),
+        }
+    }
+    bail!("{} is full of runs of this second", parent.display())
+}
+
+/// Make a directory that the user named, or take it if it is empty.
+pub fn create_at(directory: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let mut entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    if entries.next().is_some() {
+        bail!(
+            "the run directory {} is not empty: name another one, or go on with its run by `--resume {}`",
+            directory.display(),
+            directory.display()
+        );
+    }
+    Ok(directory.to_owned())
+}
+
+/// The directory of a pipeline's latest run.
+pub fn latest(graph: &Graph, pipeline: &Path) -> anyhow::Result<PathBuf> {
+    let parent = Path::new(&graph.run.directory);
+    let prefix = format!("{}-", stem(pipeline));
+    let mut names: Vec<String> = match fs::read_dir(parent) {
+        Ok(entries) => entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", parent.display())),
+    };
+    names.retain(|name| name.strip_prefix(&prefix).is_some_and(begins_with_time));
+    names.sort();
+    match names.pop() {
+        Some(name) => Ok(parent.join(name)),
+        None => bail!("there is no run of `{}` in {} to resume", stem(pipeline), parent.display()),
+    }
+}
+
+/// Write the resolved pipeline.
+pub fn write_pipeline(directory: &Path, graph: &Graph, pipeline: &Path) -> anyhow::Result<()> {
+    let yaml = serde_yaml::to_string(&graph.resolved)?;
+    let header = format!("# {} with every parameter filled in, as sapo-flow ran it.\n", pipeline.display());
+    write_whole(&directory.join(PIPELINE), &(header + &yaml))
+}
+
+/// Write a file so that it is there whole or not at all.
+pub fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
+    let temporary = path.with_extension("writing");
+    let written = fs::File::create(&temporary).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    });
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The pipeline's name: that of its file, without the extension.
+pub fn stem(pipeline: &Path) -> String {
+    pipeline.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// `20250131T235959Z`, perhaps with something behind it.
+fn begins_with_time(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let digits = |range: std::ops::Range<usize>| bytes[range].iter().all(u8::is_ascii_digit);
+    bytes.len() >= 16 && digits(0..8) && bytes[8] == b'T' && digits(9..15) && bytes[15] == b'Z'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_known_by_its_time() {
+        assert!(begins_with_time("20250131T235959Z"));
+        assert!(begins_with_time("20250131T235959Z-2"));
+        assert!(!begins_with_time("long-20250131T235959Z"));
+        assert!(!begins_with_time("2025"));
+    }
+}

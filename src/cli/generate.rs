@@ -1,0 +1,79 @@
+//! `sapo-flow generate`: a text continued, or a chat answered, by a model.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use sapo_flow_training::generate::{Choice, Request, Sampling, Warpers};
+use sapo_flow_training::model::{Compute, Model};
+use sapo_flow_training::text::{ChatTemplate, Message, TextTokenizer, encode_prompt};
+use sapo_flow_training::{device, generate as decode};
+use tch::Kind;
+
+use super::args::{DtypeArg, GenerateArgs};
+use super::{Outcome, terminal};
+
+/// Generate, and print what the model adds.
+pub fn generate(args: &GenerateArgs) -> Outcome {
+    device::keep_memory();
+    let tokenizer = TextTokenizer::load(&args.model)?;
+    let prompt = prompt(args)?;
+    let kind = match args.dtype {
+        DtypeArg::Float32 => Kind::Float,
+        DtypeArg::Bfloat16 => Kind::BFloat16,
+    };
+    let model = Model::load(&args.model, device::parse(&args.device)?, kind)?;
+    let request = Request {
+        prompt_ids: encode_prompt(&tokenizer, &prompt)?,
+        max_new_tokens: args.max_tokens,
+        seed: args.seed,
+    };
+    let sampling = Sampling {
+        choice: choice(args),
+        eos_ids: tokenizer.eos_ids().to_vec(),
+        compute: Compute { kind },
+    };
+    let generations = decode::generate(&model.decoder, &model.parameters, &[request], &sampling)?;
+    let tokens = generations.first().map(|generation| generation.tokens.as_slice()).unwrap_or_default();
+    terminal::print(&tokenizer.decode_without_special_tokens(tokens)?)?;
+    Ok(())
+}
+
+fn choice(args: &GenerateArgs) -> Choice {
+    if args.temperature == 0.0 {
+        return Choice::Greedy;
+    }
+    Choice::Sample(Warpers {
+        temperature: args.temperature,
+        top_k: (args.top_k > 0).then_some(args.top_k),
+        top_p: Some(args.top_p),
+    })
+}
+
+/// The text before what is to be generated.
+fn prompt(args: &GenerateArgs) -> anyhow::Result<String> {
+    if let Some(prompt) = &args.prompt {
+        return Ok(prompt.clone());
+    }
+    let messages = match &args.chat {
+        Some(path) => read_chat(path)?,
+        None => args.messages.iter().map(|(role, content)| Message::new(role, content)).collect(),
+    };
+    match ChatTemplate::load(&args.model)? {
+        Some(template) => Ok(template.render_prompt(&messages)?),
+        None => bail!("{} has no chat template: give a text with --prompt", args.model.display()),
+    }
+}
+
+fn read_chat(path: &Path) -> anyhow::Result<Vec<Message>> {
+    let name = path.display();
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+        text
+    } else {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?
+    };
+    serde_json::from_str(&text)
+        .with_context(|| format!("{name}: expected a JSON list of messages, each with `role` and `content`"))
+}

@@ -1,0 +1,161 @@
+//! `manifest.json` in a run directory: what it takes to get the same results again.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use chrono::{SecondsFormat, Utc};
+use sapo_flow_engine::Graph;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::directory::write_whole;
+
+const FILE: &str = "manifest.json";
+
+/// How a run's results came to be.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The pipeline's file, as given.
+    pub pipeline: PathBuf,
+    /// Seed of every random draw.
+    pub seed: u64,
+    /// The device meant where a node names none.
+    pub device: String,
+    /// The type tensor work is done in.
+    pub dtype: String,
+    /// Processors used.
+    pub threads: usize,
+    /// Models and data, by path as the pipeline has it.
+    pub files: BTreeMap<String, FileHash>,
+    /// The processes that worked on the run: the first, and each that resumed it.
+    pub processes: Vec<Process>,
+}
+
+/// A file's contents.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileHash {
+    /// Its size.
+    pub bytes: u64,
+    /// Its hash, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A process that worked on a run.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Process {
+    /// When it began, in UTC.
+    pub started: String,
+    /// Its arguments.
+    pub command_line: Vec<String>,
+    /// The first step that it did.
+    pub first_step: u64,
+    /// Version of sapo-flow.
+    pub sapo_flow: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// Operating system and processor.
+    pub platform: String,
+}
+
+/// Write the manifest of a fresh run.
+pub fn create(directory: &Path, graph: &Graph, pipeline: &Path, device: String) -> anyhow::Result<()> {
+    let manifest = Manifest {
+        pipeline: pipeline.to_owned(),
+        seed: graph.run.seed,
+        device,
+        dtype: format!("{:?}", graph.run.dtype).to_lowercase(),
+        threads: graph.run.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        files: hashes(graph)?,
+        processes: vec![Process::this(0)],
+    };
+    write(directory, &manifest)
+}
+
+/// Note in a run's manifest that this process goes on with it. Models and data must be what they were.
+pub fn resume(directory: &Path, graph: &Graph, first_step: u64) -> anyhow::Result<()> {
+    let path = directory.join(FILE);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut manifest: Manifest = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let files = hashes(graph)?;
+    for (name, before) in &manifest.files {
+        match files.get(name) {
+            Some(now) if now == before => {}
+            Some(now) => bail!(
+                "{name} has changed since the run began (SHA-256 {}, now {}): start a fresh run",
+                before.sha256,
+                now.sha256
+            ),
+            None => bail!("{name} was read when the run began, and is gone: start a fresh run"),
+        }
+    }
+    manifest.processes.push(Process::this(first_step));
+    write(directory, &manifest)
+}
+
+fn write(directory: &Path, manifest: &Manifest) -> anyhow::Result<()> {
+    write_whole(&directory.join(FILE), &(serde_json::to_string_pretty(manifest)? + "\n"))
+}
+
+impl Process {
+    fn this(first_step: u64) -> Self {
+        Process {
+            started: Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true),
+            command_line: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            first_step,
+            sapo_flow: env!("CARGO_PKG_VERSION").to_owned(),
+            libtorch: env!("SAPO_FLOW_LIBTORCH").to_owned(),
+            platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        }
+    }
+}
+
+/// Hashes of the models and data that the nodes name; of directories, those of the files directly in them.
+fn hashes(graph: &Graph) -> anyhow::Result<BTreeMap<String, FileHash>> {
+    let mut hashes = BTreeMap::new();
+    for node in &graph.nodes {
+        for path in (node.op.files)(&node.config) {
+            for file in files(&path).with_context(|| format!("node `{}`: {}", node.name, path.display()))? {
+                let name = file.display().to_string();
+                if !hashes.contains_key(&name) {
+                    let hash = hash(&file).with_context(|| format!("node `{}`: {name}", node.name))?;
+                    hashes.insert(name, hash);
+                }
+            }
+        }
+    }
+    Ok(hashes)
+}
+
+fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if !hidden && entry.path().is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+fn hash(path: &Path) -> std::io::Result<FileHash> {
+    let mut file = fs::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            return Ok(FileHash { bytes, sha256 });
+        }
+        bytes += read as u64;
+        hasher.update(&buffer[..read]);
+    }
+}

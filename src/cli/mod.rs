@@ -1,0 +1,92 @@
+//! Verbs, exit codes, and what is shown while they work.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`args`] | the command line as types |
+//! | [`run`], [`validate`], [`graph`], [`operators`], [`import`], [`generate`] | a verb each |
+//! | [`plan`] | what a run would do: `run --dry-run` |
+//! | [`directory`], [`manifest`] | the run directory, and how its results came to be |
+//! | [`progress`], [`report`] | what is shown during a run, and after it |
+//! | [`terminal`] | where text goes, so that log lines and progress bars do not mix |
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sapo_flow_engine::pipeline::Diagnostics;
+
+mod args;
+mod directory;
+mod generate;
+mod graph;
+mod import;
+mod manifest;
+mod operators;
+mod plan;
+mod progress;
+mod report;
+mod run;
+mod terminal;
+mod validate;
+
+use args::{Args, Verb};
+
+/// Why a verb did not do what it was asked for. Each has an exit code.
+pub enum Failure {
+    /// Something went wrong: 1.
+    Failed(anyhow::Error),
+    /// The command line makes no sense: 2. (clap exits with 2 itself.)
+    Usage(String),
+    /// A pipeline is invalid, and its findings have been shown: 78.
+    Invalid,
+    /// Interrupted after a checkpoint: 130.
+    Interrupted,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Failed(error.into())
+    }
+}
+
+/// What a verb comes to.
+pub type Outcome = Result<(), Failure>;
+
+/// Run the program.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    terminal::start_logging();
+    let outcome = match args.verb {
+        Verb::Run(args) => run::run(args),
+        Verb::Validate(args) => validate::validate(&args),
+        Verb::Graph(args) => graph::graph(&args),
+        Verb::Operators(args) => operators::operators(&args),
+        Verb::Import(args) => import::import(&args),
+        Verb::Generate(args) => generate::generate(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) if terminal::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => {
+            terminal::message(&format!("error: {error:#}"));
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(message)) => {
+            terminal::message(&format!("error: {message}\n\nFor more information, try '--help'."));
+            ExitCode::from(2)
+        }
+        Err(Failure::Invalid) => ExitCode::from(78),
+        Err(Failure::Interrupted) => ExitCode::from(130),
+    }
+}
+
+/// Show the findings about a pipeline.
+fn show(diagnostics: &Diagnostics) {
+    if !diagnostics.list.is_empty() {
+        terminal::message(&format!("{diagnostics}\n"));
+    }
+}
+
+/// `1 step`, `2 steps`.
+fn count(number: usize, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
+}

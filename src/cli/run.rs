@@ -1,0 +1,161 @@
+//! `sapo-flow run`: a pipeline from its file to a trained model.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use sapo_flow_engine::Graph;
+use sapo_flow_engine::runtime::checkpoint::LoadedCheckpoint;
+use sapo_flow_engine::runtime::event::EventSender;
+use sapo_flow_engine::runtime::{self, Outcome as RunOutcome, RunOptions, RunReport};
+use sapo_flow_training::device;
+use tch::Device;
+
+use super::args::RunArgs;
+use super::progress::{Display, Summary, Watcher};
+use super::report::{self, Evaluations};
+use super::{Failure, Outcome, directory, manifest, plan, show, terminal, validate};
+
+/// Which run to take up.
+enum Resume {
+    No,
+    /// The latest of the pipeline.
+    Latest,
+    Directory(PathBuf),
+}
+
+/// Run a pipeline.
+pub fn run(args: RunArgs) -> Outcome {
+    device::keep_memory();
+    let (pipeline, resume) = what_to_run(&args)?;
+    let graph = validate::load(&pipeline, &args.overrides.overrides)?;
+    if !args.quiet {
+        show(&graph.warnings);
+    }
+    if args.dry_run {
+        return plan::show(&directory::stem(&pipeline), &graph);
+    }
+    let device = device_name(device::parse(&graph.run.device)?);
+    let (run_directory, checkpoint) = match resume {
+        Resume::No => {
+            let run_directory = match &args.run_dir {
+                Some(directory) => directory::create_at(directory)?,
+                None => directory::create(&graph, &pipeline)?,
+            };
+            directory::write_pipeline(&run_directory, &graph, &pipeline)?;
+            manifest::create(&run_directory, &graph, &pipeline, device)?;
+            (run_directory, None)
+        }
+        Resume::Latest => take_up(directory::latest(&graph, &pipeline)?, &graph, args.quiet)?,
+        Resume::Directory(run_directory) => take_up(run_directory, &graph, args.quiet)?,
+    };
+    let display = match args.quiet {
+        true => Display::Quiet,
+        false if terminal::is_watched() => Display::Bar,
+        false => Display::Lines,
+    };
+    if !args.quiet {
+        terminal::message(&format!("run directory: {}", run_directory.display()));
+    }
+    let (report, summary) = execute(&graph, &run_directory, checkpoint, display)?;
+    finish(&report, &summary, &run_directory, args.quiet)
+}
+
+/// The pipeline's file, and the run to go on with.
+fn what_to_run(args: &RunArgs) -> Result<(PathBuf, Resume), Failure> {
+    let latest = Path::new("latest");
+    match (&args.pipeline, &args.resume) {
+        (Some(pipeline), None) => Ok((pipeline.clone(), Resume::No)),
+        (Some(pipeline), Some(resume)) if resume == latest => Ok((pipeline.clone(), Resume::Latest)),
+        (Some(pipeline), Some(resume)) => Ok((pipeline.clone(), Resume::Directory(resume.clone()))),
+        // `run --resume p.yaml`
+        (None, Some(file)) if file.is_file() => Ok((file.clone(), Resume::Latest)),
+        (None, Some(resume)) if resume != latest => {
+            Ok((resume.join(directory::PIPELINE), Resume::Directory(resume.clone())))
+        }
+        _ => Err(Failure::Usage("which pipeline? Give its file, or a run directory with `--resume RUN_DIR`".into())),
+    }
+}
+
+/// A run directory with its newest checkpoint. A run that was stopped before its first one begins anew.
+fn take_up(
+    run_directory: PathBuf,
+    graph: &Graph,
+    quiet: bool,
+) -> anyhow::Result<(PathBuf, Option<LoadedCheckpoint>)> {
+    let checkpoint = LoadedCheckpoint::latest(&run_directory, graph)?;
+    manifest::resume(&run_directory, graph, checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step))?;
+    if !quiet && checkpoint.is_none() {
+        terminal::message(&format!("{} has no checkpoint yet: its run begins anew", run_directory.display()));
+    }
+    Ok((run_directory, checkpoint))
+}
+
+fn execute(
+    graph: &Graph,
+    run_directory: &Path,
+    checkpoint: Option<LoadedCheckpoint>,
+    display: Display,
+) -> anyhow::Result<(RunReport, Summary)> {
+    let (events, receiver) = EventSender::channel();
+    let watcher = Watcher::start(receiver, display, Evaluations::load(run_directory)?);
+    let options = RunOptions {
+        resume: checkpoint,
+        interrupt: interrupt_flag()?,
+        events,
+        ..RunOptions::new(run_directory)
+    };
+    let report = runtime::run(graph, options);
+    let summary = watcher.finish()?;
+    let report = report.with_context(|| format!("the run in {} failed", run_directory.display()))?;
+    Ok((report, summary))
+}
+
+/// Set by Ctrl-C, or a polite kill. A second one ends the process at once.
+fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = flag.clone();
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::SeqCst) {
+            // Safety: ends the process without running anything, the destructors of libtorch least of all, which other
+            // threads are using.
+            unsafe { libc::_exit(130) }
+        }
+        terminal::message("interrupted: finishing the step and storing a checkpoint; once more to stop at once");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(flag)
+}
+
+fn finish(report: &RunReport, summary: &Summary, run_directory: &Path, quiet: bool) -> Outcome {
+    let directory = run_directory.display();
+    if let RunOutcome::Interrupted { step } = report.outcome {
+        if !quiet {
+            terminal::message(&format!(
+                "interrupted after {step} of {} steps; go on with: sapo-flow run --resume {directory}",
+                report.total_steps
+            ));
+        }
+        return Err(Failure::Interrupted);
+    }
+    if !quiet {
+        let mut text = format!("\n{}", summary.evaluations.to_text());
+        text += &format!("{}\n", report::time_per_node(&report.busy, report.elapsed));
+        for path in summary.models.values() {
+            text += &format!("model  {}\n", path.display());
+        }
+        text += &format!("run    {directory}\n");
+        terminal::print(&text)?;
+    }
+    Ok(())
+}
+
+/// The device as pipelines name it.
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        Device::Cpu => "cpu".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
