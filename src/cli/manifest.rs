@@ -114,19 +114,19 @@ impl Process {
 
 /// Hashes of the models and data that the nodes name; of directories, those of the files directly in them.
 fn hashes(graph: &Graph) -> anyhow::Result<BTreeMap<String, FileHash>> {
-    let mut hashes = BTreeMap::new();
+    let mut readers: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for node in &graph.nodes {
         for path in (node.op.files)(&node.config) {
-            for file in files(&path).with_context(|| format!("node `{}`: {}", node.name, path.display()))? {
-                let name = file.display().to_string();
-                if !hashes.contains_key(&name) {
-                    let hash = hash(&file).with_context(|| format!("node `{}`: {name}", node.name))?;
-                    hashes.insert(name, hash);
-                }
-            }
+            let files = files(&path).with_context(|| format!("node `{}`: {}", node.name, path.display()))?;
+            readers.extend(files.into_iter().map(|file| (file, node.name.as_str())));
         }
     }
-    Ok(hashes)
+    let hash_one = |(file, node): (PathBuf, &str)| {
+        let name = file.display().to_string();
+        let hash = hash(&file).with_context(|| format!("node `{node}`: {name}"))?;
+        Ok((name, hash))
+    };
+    readers.into_iter().map(hash_one).collect()
 }
 
 fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {

@@ -76,7 +76,8 @@ impl Evaluations {
             };
             let mut rows = vec![vec![node.clone(), updates(*first), updates(*last)]];
             for (name, label) in labels(before, after) {
-                let value = |metrics: &Metrics| metrics.values.get(&name).map_or("-".to_owned(), |value| number(*value));
+                let value =
+                    |metrics: &Metrics| metrics.values.get(&name).map_or("-".to_owned(), |value| number(*value));
                 rows.push(vec![label, value(before), value(after)]);
             }
             text += &format!("{}\n", table(&rows));
@@ -96,7 +97,7 @@ fn updates(version: u64) -> String {
 fn labels(before: &Metrics, after: &Metrics) -> Vec<(String, String)> {
     let names: BTreeSet<&String> = before.values.keys().chain(after.values.keys()).collect();
     let known = HELD_OUT.iter().filter(|(name, _)| names.contains(&(*name).to_owned()));
-    let others = names.iter().filter(|name| HELD_OUT.iter().all(|(known, _)| known != name));
+    let others = names.iter().filter(|name| HELD_OUT.iter().all(|(known, _)| *known != name.as_str()));
     known
         .map(|(name, label)| ((*name).to_owned(), (*label).to_owned()))
         .chain(others.map(|name| ((*name).clone(), (*name).clone())))
@@ -201,7 +202,8 @@ mod tests {
     #[test]
     fn tables_are_aligned() {
         let rows = [["time", "seconds"], ["learner", "12.5"], ["ema", "0.1"]];
-        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()).collect();
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()).collect();
         assert_eq!(table(&rows), "time     seconds\nlearner     12.5\nema          0.1\n");
     }
 

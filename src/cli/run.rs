@@ -79,11 +79,7 @@ fn what_to_run(args: &RunArgs) -> Result<(PathBuf, Resume), Failure> {
 }
 
 /// A run directory with its newest checkpoint. A run that was stopped before its first one begins anew.
-fn take_up(
-    run_directory: PathBuf,
-    graph: &Graph,
-    quiet: bool,
-) -> anyhow::Result<(PathBuf, Option<LoadedCheckpoint>)> {
+fn take_up(run_directory: PathBuf, graph: &Graph, quiet: bool) -> anyhow::Result<(PathBuf, Option<LoadedCheckpoint>)> {
     let checkpoint = LoadedCheckpoint::latest(&run_directory, graph)?;
     manifest::resume(&run_directory, graph, checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step))?;
     if !quiet && checkpoint.is_none() {
@@ -100,12 +96,8 @@ fn execute(
 ) -> anyhow::Result<(RunReport, Summary)> {
     let (events, receiver) = EventSender::channel();
     let watcher = Watcher::start(receiver, display, Evaluations::load(run_directory)?);
-    let options = RunOptions {
-        resume: checkpoint,
-        interrupt: interrupt_flag()?,
-        events,
-        ..RunOptions::new(run_directory)
-    };
+    let options =
+        RunOptions { resume: checkpoint, interrupt: interrupt_flag()?, events, ..RunOptions::new(run_directory) };
     let report = runtime::run(graph, options);
     let summary = watcher.finish()?;
     let report = report.with_context(|| format!("the run in {} failed", run_directory.display()))?;

@@ -80,7 +80,7 @@ impl OperatorDoc {
 
     /// For a terminal.
     pub fn to_text(&self) -> String {
-        let mut text = format!("{}: {}\n\n{}\n", self.name, self.summary, self.description);
+        let mut text = format!("{}: {}\n\n{}\n", self.name, self.summary, wrapped(self.description, ""));
         for (title, ports) in [("Inputs", &self.inputs), ("Outputs", &self.outputs)] {
             section(&mut text, title, ports.iter().map(|port| (port.heading(), port.description.to_owned())));
         }
@@ -225,9 +225,33 @@ fn section(text: &mut String, title: &str, items: impl Iterator<Item = (String, 
     for (heading, description) in items {
         let _ = writeln!(text, "    {heading}");
         if !description.is_empty() {
-            let _ = writeln!(text, "        {description}");
+            let _ = writeln!(text, "{}", wrapped(&description, "        "));
         }
     }
+}
+
+/// The text with its long lines broken at blanks, each line after the indent.
+fn wrapped(text: &str, indent: &str) -> String {
+    const WIDTH: usize = 100;
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let mut current = indent.to_owned();
+        if line.len() + indent.len() <= WIDTH {
+            current += line;
+        } else {
+            for word in line.split_whitespace() {
+                if current.len() > indent.len() && current.len() + word.len() >= WIDTH {
+                    lines.push(std::mem::replace(&mut current, indent.to_owned()));
+                }
+                if current.len() > indent.len() {
+                    current.push(' ');
+                }
+                current += word;
+            }
+        }
+        lines.push(current.trim_end().to_owned());
+    }
+    lines.join("\n")
 }
 
 fn table<const N: usize>(text: &mut String, title: &str, head: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
@@ -242,4 +266,20 @@ fn table<const N: usize>(text: &mut String, title: &str, head: &[&str; N], rows:
 fn table_row(cells: &[String]) -> String {
     let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
     format!("| {} |\n", cells.join(" | "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_broken_at_blanks() {
+        let word = "x".repeat(39);
+        assert_eq!(
+            wrapped(&format!("{word} {word} {word}\n\n  short"), ""),
+            format!("{word} {word}\n{word}\n\n  short")
+        );
+        assert_eq!(wrapped(&format!("{word} {word}"), "    "), format!("    {word} {word}"));
+        assert_eq!(wrapped(&"y".repeat(120), "  "), format!("  {}", "y".repeat(120)));
+    }
 }
