@@ -62,12 +62,20 @@ pub fn import(path: &Path, out_dir: &Path, weight_type: WeightType) -> Result<Im
 
     let partial = partial_directory(out_dir)?;
     let written = |name: &str| partial.join(name);
-    write_json(&written("config.json"), &config.to_json(&tokenizer.ids, weight_type))?;
-    write_json(&written("generation_config.json"), &tokenizer.generation_config())?;
-    write_json(&written("tokenizer.json"), &tokenizer.file)?;
-    write_json(&written("tokenizer_config.json"), &tokenizer.config)?;
-    tensors::write(&metadata, &mut reader, &plan, weight_type, &written("model.safetensors"))?;
-    fs::rename(&partial, out_dir).map_err(|source| Error::Io { path: out_dir.into(), source })?;
+    let mut complete = || -> Result<()> {
+        write_json(&written("config.json"), &config.to_json(&tokenizer.ids, weight_type))?;
+        write_json(&written("generation_config.json"), &tokenizer.generation_config())?;
+        write_json(&written("tokenizer.json"), &tokenizer.file)?;
+        write_json(&written("tokenizer_config.json"), &tokenizer.config)?;
+        tensors::write(&metadata, &mut reader, &plan, weight_type, &written("model.safetensors"))?;
+        fs::rename(&partial, out_dir).map_err(|source| Error::Io { path: out_dir.into(), source })
+    };
+    let result = complete();
+    if result.is_err() {
+        // The error that stopped the import is the one to report; the next import removes what is left here.
+        let _ = fs::remove_dir_all(&partial);
+    }
+    result?;
 
     Ok(ImportSummary {
         directory: out_dir.into(),

@@ -156,7 +156,7 @@ fn header(plan: &[Entry], weight_type: WeightType) -> Vec<u8> {
         offset = end;
     }
     let mut text = json!(tensors).to_string();
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()

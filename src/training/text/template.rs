@@ -1,6 +1,6 @@
 //! Chat templates: Jinja programs that render a conversation into the text a model was trained on.
 //!
-//! Semantics are those of transformers' `apply_chat_template`; see [`jinja`](super::jinja) for what that takes.
+//! Semantics are those of transformers' `apply_chat_template`; see the private module `jinja` for what that takes.
 
 use super::{SpecialTokens, jinja, read_optional, read_optional_object};
 use crate::{Error, Result};

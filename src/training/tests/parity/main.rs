@@ -3,11 +3,14 @@
 mod chat_templates;
 mod conversations;
 mod generation;
+mod gguf;
+mod gguf_file;
 mod golden;
 mod learner;
 mod models;
 mod objectives;
 mod optimizers;
 mod schedules;
+mod smollm2;
 mod steps;
 mod warpers;
