@@ -198,7 +198,7 @@ fn a_summary_says_what_was_imported() {
 fn bfloat16_weights_are_rounded_to_the_nearest() {
     let mut file = GgufFile::tiny();
     // One, then halfway between neighbours (a tie goes to the even one), just above it, and an infinity.
-    let values = [1.0, 1.003_906_25, 1.003_906_4, f32::NEG_INFINITY];
+    let values = [1.0, 1.0 + 1.0 / 256.0, 1.003_906_4, f32::NEG_INFINITY];
     file.add("output_norm.weight", &Tensor::from_slice(&values, 4, &Device::Cpu).unwrap());
     let imported = imported_as(&file, WeightType::BFloat16);
     let norm = imported.tensor("model.norm.weight");
