@@ -1,7 +1,8 @@
 //! `params`: their defaults, `-S name=value`, and `${name}` in the rest of the pipeline.
 //!
 //! Interpolation sees parsed scalars, never text: a value cannot change the structure of the file. `${name}` alone
-//! keeps the parameter's type, within other text it prints the value, `$${` is a literal `${`.
+//! keeps the parameter's type, within other text it prints the value, `$${` is a literal `${`. An override is YAML of
+//! any type: whether the type is right is for those to say who use the value, just as with a default.
 
 use std::rc::Rc;
 
@@ -19,6 +20,8 @@ struct Param {
     name: String,
     span: Span,
     value: Yaml,
+    /// The text of an override.
+    given: Option<String>,
     state: State,
     used: bool,
 }
@@ -48,6 +51,7 @@ impl Params {
                     name: entry.key.clone(),
                     span: entry.key_span,
                     value: entry.value.clone(),
+                    given: None,
                     state: State::Written,
                     used: false,
                 });
@@ -86,15 +90,17 @@ impl Params {
             }
             return;
         };
-        match override_value(text, &param.value) {
-            Ok(value) => param.value = unplaced(value, value_span),
-            Err(expected) => {
-                let default = param.value.found();
-                let place = report.place(param.value.span);
-                report
-                    .error(value_span, format!("`{name}` must be {expected}, found `{text}`"))
-                    .label(format!("expected {expected}"))
-                    .note(format!("its default, {default}, is at {place}"));
+        match serde_yaml::from_str(text) {
+            Ok(value) if !is_plain(&value) => {
+                report.error(value_span, "keys are text, and tags have no meaning here");
+                param.value.content = Content::Invalid;
+            }
+            Ok(value) => {
+                param.value = unplaced(value, value_span);
+                param.given = Some(text.to_owned());
+            }
+            Err(error) => {
+                report.error(value_span, format!("this is not YAML: {error}"));
                 param.value.content = Content::Invalid;
             }
         }
@@ -157,7 +163,7 @@ impl Params {
         };
         if let [Piece::Param(name)] = pieces.as_slice() {
             let value = self.look_up(name, yaml.span, report);
-            return Yaml { parameter: Some(Rc::from(name.as_str())), ..moved(&value, yaml.span) };
+            return Yaml { parameter: Some(self.origin(name)), ..moved(&value, yaml.span) };
         }
         let mut filled = String::new();
         for piece in &pieces {
@@ -191,6 +197,15 @@ impl Params {
         Yaml::new(span, Content::Invalid)
     }
 
+    /// Where a value comes from, for messages about it.
+    fn origin(&self, name: &str) -> Rc<str> {
+        let param = self.list.iter().find(|param| param.name == name);
+        match param.and_then(|param| param.given.as_ref()) {
+            Some(text) => Rc::from(format!("`${{{name}}}` (-S {name}={text})")),
+            None => Rc::from(format!("`${{{name}}}`")),
+        }
+    }
+
     /// Warn of parameters that nothing refers to.
     pub fn report_unused(&self, report: &mut Report) {
         for param in self.list.iter().filter(|param| !param.used) {
@@ -213,26 +228,13 @@ pub(crate) fn escape(text: &str) -> String {
     text.replace("${", "$${")
 }
 
-/// The value of an override, in the type of its default; what was expected where that fails.
-fn override_value(text: &str, default: &Yaml) -> Result<Value, &'static str> {
-    let parsed = serde_yaml::from_str::<Value>(text);
-    let free = default.as_str().is_some_and(|text| text.contains("${")) || default.is_null() || default.is_invalid();
-    match (&default.content, parsed) {
-        (_, Ok(value)) if free => Ok(value),
-        (Content::Scalar(Value::String(_)), Ok(Value::String(value))) => Ok(Value::String(value)),
-        (Content::Scalar(Value::String(_)), _) => Ok(Value::String(text.to_owned())),
-        (Content::Scalar(Value::Bool(_)), Ok(value @ Value::Bool(_))) => Ok(value),
-        (Content::Scalar(Value::Bool(_)), _) => Err("`true` or `false`"),
-        (Content::Scalar(Value::Number(number)), parsed) => match parsed {
-            Ok(Value::Number(given)) if number.is_f64() || !given.is_f64() => Ok(Value::Number(given)),
-            _ if number.is_f64() => Err("a number"),
-            _ => Err("an integer"),
-        },
-        (Content::Sequence(_), Ok(value @ Value::Sequence(_))) => Ok(value),
-        (Content::Sequence(_), _) => Err("a list"),
-        (Content::Mapping(_), Ok(value @ Value::Mapping(_))) => Ok(value),
-        (Content::Mapping(_), _) => Err("a mapping"),
-        _ => Err("a YAML value"),
+/// Whether a value has no tags, and no keys but text.
+fn is_plain(value: &Value) -> bool {
+    match value {
+        Value::Tagged(_) => false,
+        Value::Sequence(items) => items.iter().all(is_plain),
+        Value::Mapping(mapping) => mapping.iter().all(|(key, value)| key.is_string() && is_plain(value)),
+        _ => true,
     }
 }
 

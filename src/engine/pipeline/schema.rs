@@ -112,6 +112,11 @@ impl Validator<'_> {
         let diagnostic = blame(report, yaml, message).label(format!("expected {expected}"));
         if let Some(near) = yaml.as_str().and_then(|text| super::closest(text, words.iter().map(String::as_str))) {
             diagnostic.help(format!("did you mean `{near}`?"));
+        } else if let Content::Scalar(value @ (Value::Bool(_) | Value::Number(_))) = &yaml.content {
+            let text = Value::String(serde_yaml::to_string(value).unwrap_or_default().trim().to_owned());
+            if self.fits(schema, &Yaml::new(yaml.span, Content::Scalar(text.clone()))) {
+                diagnostic.help(format!("quotes make it text: {:?}", text.as_str().unwrap_or_default()));
+            }
         }
     }
 
@@ -188,8 +193,8 @@ impl Validator<'_> {
 /// An error at a value, with a note where the value came from a parameter.
 pub(crate) fn blame<'r>(report: &'r mut Report, yaml: &Yaml, message: String) -> &'r mut Diagnostic {
     let diagnostic = report.error(yaml.span, message);
-    if let Some(name) = &yaml.parameter {
-        diagnostic.note(format!("`${{{name}}}` is {}", yaml.found()));
+    if let Some(parameter) = &yaml.parameter {
+        diagnostic.note(format!("{parameter} is {}", yaml.found()));
     }
     diagnostic
 }

@@ -16,7 +16,7 @@ use super::diagnostic::{Report, Span};
 pub(crate) struct Yaml {
     pub span: Span,
     pub content: Content,
-    /// The parameter that the value was taken from, where it was.
+    /// Where the value comes from, if it is that of a parameter: `` `${name}` ``.
     pub parameter: Option<Rc<str>>,
 }
 

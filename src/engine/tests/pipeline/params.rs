@@ -30,28 +30,45 @@ fn a_value_cannot_change_the_structure() {
 }
 
 #[test]
-fn overrides_keep_the_type_of_the_default() {
+fn overrides_are_yaml() {
     let text = with_params("{n: 3, p: a}", "\"${p}\"", "\"${n}\"");
-    let config = read_with(&text, &[("n", "5"), ("p", "007")]).unwrap().nodes[0].config.clone();
+    let config = read_with(&text, &[("n", "5"), ("p", "\"7\"")]).unwrap().nodes[0].config.clone();
     assert_eq!(config["batch_size"], 5);
-    assert_eq!(config["path"], "007");
-    let graph = read_with(LOOP, &[("ema_decay", "0")]).unwrap();
-    assert_eq!(graph.nodes[5].config["decay"], 0);
+    assert_eq!(config["path"], "7");
+    assert_eq!(read_with(LOOP, &[("ema_decay", "0")]).unwrap().nodes[5].config["decay"], 0);
+    // A key that takes a number or a word takes either, whatever the default is.
+    let either = LOOP
+        .replace("params:", "params:\n  tokens: 8")
+        .replace("    in:\n", "    with: {segment_tokens: \"${tokens}\"}\n    in:\n");
+    assert_eq!(read_with(&either, &[("tokens", "all")]).unwrap().nodes[1].config["segment_tokens"], "all");
+    let refused = read_with(&text, &[("p", "[")]).err().unwrap();
+    assert_eq!((refused.list[0].line, refused.list[0].column), (1, 6));
+    assert!(refused.list[0].message.starts_with("this is not YAML: "), "{refused}");
+    let refused = read_with(&text, &[("p", "{1: 2}")]).err().unwrap();
+    assert_eq!(refused.list[0].message, "keys are text, and tags have no meaning here");
+}
 
-    let refused = read_with(&text, &[("n", "0.5")]).err().unwrap();
+#[test]
+fn an_override_of_a_wrong_type_is_blamed_where_it_is_used() {
+    let text = with_params("{n: 3, p: a}", "\"${p}\"", "\"${n}\"");
+    let refused = read_with(&text, &[("n", "half"), ("p", "7")]).err().unwrap();
     assert_eq!(
         refused.to_string(),
         "\
-error: `n` must be an integer, found `0.5`
- --> command line:1:6
+error: `path` must be text, found the number 7
+ --> p.yaml:5:45
   |
-1 | -S n=0.5
-  |      ^^^ expected an integer
-  = note: its default, the number 3, is at p.yaml:2:13"
-    );
-    assert_eq!(
-        read_with(LOOP, &[("ema_decay", "half")]).err().unwrap().list[0].message,
-        "`ema_decay` must be a number, found `half`"
+5 |   prompts: {op: prompt_source, with: {path: \"${p}\", batch_size: \"${n}\"}}
+  |                                             ^^^^^^ expected text
+  = note: `${p}` (-S p=7) is the number 7
+  = help: quotes make it text: \"7\"
+
+error: `batch_size` must be an integer, found the text \"half\"
+ --> p.yaml:5:65
+  |
+5 |   prompts: {op: prompt_source, with: {path: \"${p}\", batch_size: \"${n}\"}}
+  |                                                                 ^^^^^^ expected an integer
+  = note: `${n}` (-S n=half) is the text \"half\""
     );
 }
 
@@ -88,7 +105,7 @@ error: `batch_size` must be at least 1, found 0
   |
 5 |   prompts: {op: prompt_source, with: {path: a, batch_size: \"${n}\"}}
   |                                                            ^^^^^^ must be at least 1
-  = note: `${n}` is the number 0"
+  = note: `${n}` (-S n=0) is the number 0"
     );
 }
 
