@@ -22,6 +22,10 @@ pub fn environment() -> Environment<'static> {
         if value.is_undefined() { Ok(()) } else { output.write_str(&python_str(value)).map_err(minijinja::Error::from) }
     });
     environment.add_filter("tojson", tojson);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    // Python cannot iterate over None, and templates ask before they do.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment
@@ -61,6 +65,18 @@ pub fn without_generation_tags(source: &str) -> String {
         rest = after;
     }
     output + rest
+}
+
+/// Python's `len(value)`; what is undefined has none of it.
+fn length(value: &Value) -> Result<usize, minijinja::Error> {
+    match value.len() {
+        None if value.is_undefined() => Ok(0),
+        Some(length) => Ok(length),
+        None => {
+            let message = format!("cannot calculate length of value of type {}", value.kind());
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        }
+    }
 }
 
 /// What a template said when it called `raise_exception`.
