@@ -1,14 +1,14 @@
 //! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2), with bias correction as in PyTorch.
 
-use super::Block;
+use super::Span;
 use crate::Result;
 
 /// m = lerp(m, g, 1 - beta1); v = lerp(v, g^2, 1 - beta2);
 /// p = (1 - lr weight_decay) p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps).
-pub(super) fn update(block: &mut Block, beta1: f64, beta2: f64, eps: f64, weight_decay: f64) -> Result<()> {
-    let exponent = block.step as f64;
+pub(super) fn update(span: &mut Span, beta1: f64, beta2: f64, eps: f64, weight_decay: f64) -> Result<()> {
+    let exponent = span.step as f64;
     let (correction1, correction2) = (1.0 - beta1.powf(exponent), 1.0 - beta2.powf(exponent));
-    let Block { parameter, gradient, state, learning_rate, decays, .. } = block;
+    let Span { parameter, gradient, state, learning_rate, decays, .. } = span;
     let [mean, mean_square] = state.as_mut_slice() else { unreachable!("AdamW keeps two tensors a parameter") };
     if *decays && weight_decay != 0.0 {
         let _ = parameter.f_mul_scalar_(1.0 - *learning_rate * weight_decay)?;

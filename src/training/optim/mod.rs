@@ -1,7 +1,7 @@
 //! Optimizers with the semantics of PyTorch's, their gradients' norm, and learning rate schedules.
 //!
-//! An update works through memory once: each tensor is taken in blocks that stay in the processor's cache while the
-//! update's elementwise operations pass over them, in place.
+//! On a CPU an update works through memory once: threads share out the elements, and each takes its own in blocks that
+//! stay in its core's cache while the update's elementwise operations pass over them, in place.
 
 mod adamw;
 mod clip;
@@ -20,8 +20,11 @@ pub use schedule::{Schedule, ScheduleKind, Warmup};
 use crate::parameters::ParameterSet;
 use crate::{Error, Result};
 
-/// Elements of a tensor that an update works on at a time on a CPU: four such blocks of f32 fit a core's cache.
-const BLOCK: i64 = 1 << 16;
+/// Elements that a thread works on at a time: four such blocks of f32 fit a core's cache, and libtorch, which divides
+/// longer ones among threads of its own, leaves them whole.
+const BLOCK: i64 = 1 << 15;
+
+type TorchResult<T> = std::result::Result<T, tch::TchError>;
 
 /// An optimizer and its settings.
 ///
@@ -103,8 +106,8 @@ impl Rule {
     }
 }
 
-/// What an update of one block of a parameter works on: flat, contiguous views of equal length.
-struct Block<'a> {
+/// What an update works on: flat, contiguous views of equal length.
+struct Span {
     parameter: Tensor,
     /// Used up: a rule may write into it.
     gradient: Tensor,
@@ -114,7 +117,7 @@ struct Block<'a> {
     learning_rate: f64,
     /// Updates including this one.
     step: u64,
-    rule: &'a Rule,
+    rule: Rule,
 }
 
 /// An optimizer's running state for a list of parameters.
@@ -133,7 +136,7 @@ impl Optimizer {
         let mut state = Vec::with_capacity(parameters.len());
         for (_, parameter) in parameters {
             let zeros = || Tensor::f_zeros(parameter.size(), (parameter.kind(), parameter.device()));
-            state.push(rule.slots().iter().map(|_| zeros()).collect::<std::result::Result<Vec<_>, _>>()?);
+            state.push(rule.slots().iter().map(|_| zeros()).collect::<TorchResult<_>>()?);
         }
         Ok(Optimizer { rule, names: parameters.iter().map(|(name, _)| name.clone()).collect(), state, steps: 0 })
     }
@@ -152,30 +155,29 @@ impl Optimizer {
         gradient_scale: f64,
     ) -> Result<()> {
         self.steps += 1;
-        no_grad(|| {
-            for ((index, (_, parameter)), gradient) in parameters.iter().enumerate().zip(gradients) {
-                let decays = parameter.dim() >= 2;
-                let parameter = parameter.f_view([-1])?;
-                let gradient = gradient.f_contiguous()?.f_view([-1])?;
-                let flat: Vec<Tensor> = self.state[index]
-                    .iter()
-                    .map(|tensor| tensor.f_view([-1]))
-                    .collect::<std::result::Result<_, _>>()?;
-                for (start, length) in blocks(parameter.numel() as i64, parameter.device()) {
-                    let part = |tensor: &Tensor| tensor.f_narrow(0, start, length);
-                    let mut block = Block {
-                        parameter: part(&parameter)?,
-                        gradient: part(&gradient)?,
-                        state: flat.iter().map(part).collect::<std::result::Result<_, _>>()?,
-                        decays,
-                        learning_rate,
-                        step: self.steps,
-                        rule: &self.rule,
-                    };
-                    if gradient_scale != 1.0 {
-                        let _ = block.gradient.f_mul_scalar_(gradient_scale)?;
-                    }
-                    block.update()?;
+        let on_cpu = parameters.iter().all(|(_, parameter)| parameter.device() == Device::Cpu);
+        let threads = if on_cpu { tch::get_num_threads().max(1) as i64 } else { 1 };
+        let mut shares: Vec<Vec<Span>> = (0..threads).map(|_| Vec::new()).collect();
+        for ((index, (_, parameter)), gradient) in parameters.iter().enumerate().zip(gradients) {
+            let whole = Span {
+                parameter: parameter.f_detach()?.f_view([-1])?,
+                gradient: gradient.f_contiguous()?.f_view([-1])?,
+                state: self.state[index].iter().map(|tensor| tensor.f_view([-1])).collect::<TorchResult<_>>()?,
+                decays: parameter.dim() >= 2,
+                learning_rate,
+                step: self.steps,
+                rule: self.rule,
+            };
+            let elements = parameter.numel() as i64;
+            for (share, (start, length)) in shares.iter_mut().zip(spans(elements, (elements + threads - 1) / threads)) {
+                share.push(whole.narrow(start, length)?);
+            }
+        }
+        in_parallel(shares, |share| {
+            for span in share {
+                let block = if on_cpu { BLOCK } else { i64::MAX };
+                for (start, length) in spans(span.parameter.numel() as i64, block) {
+                    span.narrow(start, length)?.update(gradient_scale)?;
                 }
             }
             Ok(())
@@ -224,9 +226,22 @@ impl Optimizer {
     }
 }
 
-impl Block<'_> {
-    fn update(&mut self) -> Result<()> {
-        match *self.rule {
+impl Span {
+    fn narrow(&self, start: i64, length: i64) -> Result<Self> {
+        let part = |tensor: &Tensor| tensor.f_narrow(0, start, length);
+        Ok(Span {
+            parameter: part(&self.parameter)?,
+            gradient: part(&self.gradient)?,
+            state: self.state.iter().map(part).collect::<TorchResult<_>>()?,
+            ..*self
+        })
+    }
+
+    fn update(&mut self, gradient_scale: f64) -> Result<()> {
+        if gradient_scale != 1.0 {
+            let _ = self.gradient.f_mul_scalar_(gradient_scale)?;
+        }
+        match self.rule {
             Rule::Adamw { beta1, beta2, eps, weight_decay } => adamw::update(self, beta1, beta2, eps, weight_decay),
             Rule::Rmsprop { alpha, eps, weight_decay } => rmsprop::update(self, alpha, eps, weight_decay),
             Rule::Sgd { weight_decay } => sgd::update(self, weight_decay),
@@ -242,8 +257,22 @@ impl Block<'_> {
     }
 }
 
-/// Start and length of every block of so many elements; one block on a GPU.
-fn blocks(elements: i64, device: Device) -> impl Iterator<Item = (i64, i64)> {
-    let length = if device == Device::Cpu { BLOCK } else { elements.max(1) };
+/// Start and length of every span of at most `length` among so many elements.
+fn spans(elements: i64, length: i64) -> impl Iterator<Item = (i64, i64)> {
+    let length = length.clamp(1, elements.max(1));
     (0..elements).step_by(length as usize).map(move |start| (start, length.min(elements - start)))
+}
+
+/// Do the work on every share without gradients, each on a thread of its own; a single one on this thread.
+fn in_parallel(shares: Vec<Vec<Span>>, work: impl Fn(Vec<Span>) -> Result<()> + Sync) -> Result<()> {
+    let work = |share| no_grad(|| work(share));
+    if shares.len() == 1 {
+        return shares.into_iter().try_for_each(work);
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = shares.into_iter().map(|share| scope.spawn(|| work(share))).collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }

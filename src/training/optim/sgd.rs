@@ -1,12 +1,12 @@
 //! Stochastic gradient descent without momentum.
 
-use super::Block;
+use super::Span;
 use crate::Result;
 
 /// p -= lr g, with weight decay as part of g.
-pub(super) fn update(block: &mut Block, weight_decay: f64) -> Result<()> {
-    block.add_weight_decay(weight_decay)?;
-    let _ = block.gradient.f_mul_scalar_(block.learning_rate)?;
-    let _ = block.parameter.f_sub_(&block.gradient)?;
+pub(super) fn update(span: &mut Span, weight_decay: f64) -> Result<()> {
+    span.add_weight_decay(weight_decay)?;
+    let _ = span.gradient.f_mul_scalar_(span.learning_rate)?;
+    let _ = span.parameter.f_sub_(&span.gradient)?;
     Ok(())
 }

@@ -44,7 +44,8 @@ fn trajectories_match() {
 }
 
 #[test]
-fn a_large_tensor_updated_in_blocks_is_updated_as_its_parts_are() {
+fn a_large_tensor_updated_by_threads_in_blocks_is_updated_as_its_parts_are() {
+    sapo_flow_training::device::set_threads(3);
     let (rows, columns) = (3, 70_001);
     let weight = Tensor::arange(rows * columns, (Kind::Float, tch::Device::Cpu)).sin().view([rows, columns]);
     let gradient = weight.cos();
