@@ -2,12 +2,14 @@
 
 mod chat_templates;
 mod conversations;
+mod directories;
 mod generation;
 mod gguf;
 mod gguf_file;
 mod golden;
 mod learner;
 mod models;
+mod more_models;
 mod objectives;
 mod optimizers;
 mod schedules;
