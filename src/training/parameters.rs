@@ -78,7 +78,13 @@ impl ParameterSet {
 
     /// A copy in memory of its own, without gradients.
     pub fn deep_copy(&self) -> Self {
-        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
+        let copy = |tensor: &Tensor| {
+            let tensor = tensor.detach();
+            let mut copy = tensor.empty_like();
+            copy.copy_(&tensor);
+            copy
+        };
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), copy(tensor))).collect()
     }
 
     /// The same tensors under a second handle: what is written to one set shows in the other.
@@ -299,5 +305,67 @@ impl View for Stored {
     }
     fn data_len(&self) -> usize {
         self.tensor.numel() * self.kind.elt_size_in_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set() -> ParameterSet {
+        let tensors = [
+            ("weights", Tensor::from_slice(&[1f32, 0.1, -3.0, 1e-8]).view([2, 2])),
+            ("steps", Tensor::from_slice(&[1i64 << 40])),
+            ("transposed", Tensor::arange(6, (Kind::Double, Device::Cpu)).view([2, 3]).tr()),
+            ("nothing", Tensor::zeros([0, 3], (Kind::Float, Device::Cpu))),
+        ];
+        tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
+    }
+
+    #[test]
+    fn sizes() {
+        let set = set();
+        assert_eq!((set.len(), set.count(), set.bytes()), (4, 11, 4 * 4 + 8 + 6 * 8));
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.safetensors");
+        set().write(&path, None).unwrap();
+        let read = ParameterSet::read(&path, Device::Cpu).unwrap();
+        let names: Vec<&str> = read.names().collect();
+        assert_eq!(names, ["nothing", "steps", "transposed", "weights"]);
+        for (name, tensor) in read.iter() {
+            assert_eq!(tensor, set().get(name).unwrap(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_same_tensors_make_the_same_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let bytes = |name: &str| {
+            set().write(&directory.path().join(name), Some(Kind::BFloat16)).unwrap();
+            std::fs::read(directory.path().join(name)).unwrap()
+        };
+        assert_eq!(bytes("a"), bytes("b"));
+    }
+
+    #[test]
+    fn copies_are_apart_and_clones_are_not() {
+        let mut set = set();
+        let (copy, clone) = (set.deep_copy(), set.shallow_clone());
+        for (_, tensor) in set.iter_mut() {
+            let _ = tensor.fill_(7);
+        }
+        assert_eq!(copy.get("weights").unwrap().double_value(&[0, 0]), 1.0);
+        assert_eq!(clone.get("weights").unwrap().double_value(&[0, 0]), 7.0);
+    }
+
+    #[test]
+    fn an_unknown_name_and_an_unwritable_path_are_errors() {
+        assert_eq!(set().get("bias").unwrap_err().to_string(), "there is no parameter `bias`");
+        let message = set().write(Path::new("no/such/folder/file"), None).unwrap_err().to_string();
+        assert!(message.starts_with("no/such/folder/file: could not be written"), "{message}");
     }
 }

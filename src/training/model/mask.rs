@@ -135,3 +135,48 @@ fn additive(visible: &Tensor, kind: Kind) -> Result<Tensor> {
     let zeros = Tensor::f_zeros(visible.size(), (kind, visible.device()))?;
     Ok(zeros.f_masked_fill(&visible.f_logical_not()?, f64::NEG_INFINITY)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(mask: AttentionMask) -> ModelInput {
+        ModelInput { mask, ..ModelInput::right_padded(&[vec![1u32, 2, 3], vec![4]], 9, Device::Cpu).unwrap() }
+    }
+
+    #[test]
+    fn rows_are_padded_at_their_right_ends() {
+        let input = input(AttentionMask::Causal);
+        assert_eq!(Vec::<Vec<i64>>::try_from(&input.ids).unwrap(), [[1, 2, 3], [4, 9, 9]]);
+        assert_eq!(Vec::<Vec<i64>>::try_from(&input.positions).unwrap(), [[0, 1, 2], [0, 1, 2]]);
+    }
+
+    #[test]
+    fn a_window_hides_what_lies_further_back() {
+        let masks = LayerMasks::new(&input(AttentionMask::Causal), None, Some(2), Kind::Float).unwrap();
+        let (LayerMask::Causal, LayerMask::Additive(sliding)) = (masks.full, masks.sliding) else { panic!() };
+        let visible = sliding.get(0).get(0).isfinite().to_kind(Kind::Int64);
+        assert_eq!(Vec::<Vec<i64>>::try_from(visible).unwrap(), [[1, 0, 0], [1, 1, 0], [0, 1, 1]]);
+    }
+
+    #[test]
+    fn a_window_no_shorter_than_the_input_costs_nothing() {
+        let masks = LayerMasks::new(&input(AttentionMask::Causal), None, Some(3), Kind::Float).unwrap();
+        assert!(matches!(masks.sliding, LayerMask::Causal));
+    }
+
+    #[test]
+    fn inputs_whose_parts_do_not_fit_are_errors() {
+        for rows in [vec![], vec![vec![1u32], vec![]]] {
+            let message = ModelInput::right_padded(&rows, 0, Device::Cpu).unwrap_err().to_string();
+            assert_eq!(message, "a batch needs at least one row, and each row at least one token");
+        }
+        let mut shifted = input(AttentionMask::Causal);
+        shifted.positions = shifted.positions.narrow(1, 0, 2);
+        let message = shifted.sizes(0).unwrap_err().to_string();
+        assert_eq!(message, "positions: expected shape [2, 3], found [2, 2]");
+        let mask = Tensor::ones([2, 1, 3, 3], (Kind::Float, Device::Cpu));
+        let message = input(AttentionMask::Dense(mask)).sizes(1).unwrap_err().to_string();
+        assert_eq!(message, "attention mask: expected Bool of shape [2, 1, 3, 4], found Float of shape [2, 1, 3, 3]");
+    }
+}

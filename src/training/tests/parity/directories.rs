@@ -169,7 +169,11 @@ fn stored_rope_frequencies_are_no_reason_to_refuse_a_checkpoint() {
 #[test]
 fn configurations_that_are_not_built_are_refused_by_key() {
     let cases = [
-        ("architectures", json!(["GPT2LMHeadModel"]), "architecture `GPT2LMHeadModel` is not supported; supported: Llama"),
+        (
+            "architectures",
+            json!(["GPT2LMHeadModel"]),
+            "architecture `GPT2LMHeadModel` is not supported; supported: Llama",
+        ),
         ("rope_scaling", json!({"rope_type": "spiral"}), "`rope_scaling`: expected rope_type default, linear,"),
         ("rope_scaling", json!({"rope_type": "linear"}), "`factor`: is missing"),
         ("partial_rotary_factor", json!(0.5), "`partial_rotary_factor`: only whole heads"),

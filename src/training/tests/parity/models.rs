@@ -151,3 +151,15 @@ fn checkpointed_gradients_equal_the_plain_ones() {
         }
     }
 }
+
+#[test]
+fn a_full_cache_and_unknown_tokens_are_errors() {
+    let case = cases().remove(0);
+    let mut cache = case.decoder().new_cache(1, 2, &F32).unwrap();
+    let input = case.decoder().input(&[[1u32, 2, 3]]).unwrap();
+    let hidden = case.decoder().hidden_states(&case.model.parameters, &input, Some(&mut cache), &F32);
+    assert_eq!(hidden.unwrap_err().to_string(), "0 + 3 tokens for a cache that holds 2");
+    let vocab_size = case.decoder().config.vocab_size;
+    let message = case.decoder().input(&[vec![1], vec![1, vocab_size as u32]]).unwrap_err().to_string();
+    assert_eq!(message, format!("row 1: token {vocab_size} is not in the vocabulary of {vocab_size} tokens"));
+}
