@@ -4,21 +4,43 @@
 //! |---|---|
 //! | [`data`] | reading rows of data sets and tokenizing them |
 //! | [`prompt_source`] | data rows, a batch a step |
+//! | [`segment_sampler`], [`rewrite`], [`segments`] | rejected responses: segments of answers rewritten by a model |
+//! | [`replay_buffer`] | the newest pairs, and draws from them |
 //! | [`batcher`] | pairs gathered into batches of bounded length |
+//! | [`reference`] | a reference model's log-probabilities |
+//! | [`preference_learner`], [`learner_config`] | updates of the policy |
+//! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
+//! | [`evaluator`] | held-out rows |
+//! | [`checkpoint`] | models in Hugging Face directories |
+//! | [`draws`] | random draws as functions of seed, node and step |
 //! | [`metrics_sink`], [`tensorboard`] | numbers to JSON Lines and TensorBoard |
 //! | [`sample_sink`] | readable samples to JSON Lines |
 //! | [`log_file`] | files that are cut back to a checkpoint when a run resumes |
 
 pub mod batcher;
+pub mod checkpoint;
+mod compute;
 pub mod data;
+pub mod draws;
+pub mod ema;
 pub mod error;
+pub mod evaluator;
+mod examples;
+pub mod learner_config;
 pub mod log_file;
 pub mod metrics_sink;
+pub mod preference_learner;
 pub mod prompt_source;
+pub mod reference;
+pub mod replay_buffer;
+pub mod rewrite;
 pub mod sample_sink;
+pub mod segment_sampler;
+pub mod segments;
 pub mod tensorboard;
 #[cfg(test)]
 mod testing;
+pub mod weights;
 
 use sapo_flow_engine::{OperatorSpec, Registry};
 
@@ -28,7 +50,14 @@ pub use error::Error;
 pub fn registry() -> Registry {
     Registry::new(vec![
         OperatorSpec::of::<prompt_source::PromptSource>(),
+        OperatorSpec::of::<segment_sampler::SegmentSampler>(),
+        OperatorSpec::of::<replay_buffer::ReplayBuffer>(),
         OperatorSpec::of::<batcher::Batcher>(),
+        OperatorSpec::of::<reference::Reference>(),
+        OperatorSpec::of::<preference_learner::PreferenceLearner>(),
+        OperatorSpec::of::<ema::Ema>(),
+        OperatorSpec::of::<evaluator::Evaluator>(),
+        OperatorSpec::of::<checkpoint::Checkpoint>(),
         OperatorSpec::of::<metrics_sink::MetricsSink>(),
         OperatorSpec::of::<sample_sink::SampleSink>(),
     ])

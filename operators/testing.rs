@@ -39,6 +39,7 @@ impl Harness {
             run_directory: self.directory.path(),
             resumed,
             retained_versions: 1,
+            threads: 1,
             connected_inputs: D::INPUTS.iter().map(|port| port.name).collect(),
             connected_outputs: D::OUTPUTS.iter().map(|port| port.name).collect(),
             events: self.sender.clone(),
@@ -127,4 +128,18 @@ pub fn tiny_tokenizer() -> tempfile::TempDir {
         std::fs::write(directory.path().join(name), value.to_string()).expect("a temporary directory can be written");
     }
     directory
+}
+
+/// A file of the golden data: below GOLDEN_DIR where that is set, else below the repository's own.
+pub fn golden(name: &str) -> serde_json::Value {
+    let folder = std::env::var_os("GOLDEN_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden"), PathBuf::from);
+    let path = folder.join(name);
+    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A JSON list of token ids.
+pub fn token_ids(value: &serde_json::Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).expect("a list of token ids")
 }

@@ -171,6 +171,9 @@ pub struct BuildContext<'a> {
     /// How many versions of a weights output may still be read by feedback consumers, the newest included:
     /// 1 + the largest max_staleness among its feedback edges (1 where there is none).
     pub retained_versions: u64,
+    /// Threads for this node's tensor work: `run.threads`, or all cores, halved where feedback lets generation and
+    /// learning run at the same time.
+    pub threads: usize,
     /// Names of the inputs and outputs that are connected.
     pub connected_inputs: Vec<&'static str>,
     /// See `connected_inputs`.

@@ -202,6 +202,7 @@ fn build(graph: &Graph, options: &RunOptions, retained: &[u64]) -> Result<(Vec<E
                 run_directory: &options.run_directory,
                 resumed: options.resume.is_some(),
                 retained_versions: retained[index],
+                threads: threads(graph),
                 connected_inputs: ports(false),
                 connected_outputs: ports(true),
                 events: options.events.clone(),
@@ -224,6 +225,13 @@ fn build(graph: &Graph, options: &RunOptions, retained: &[u64]) -> Result<(Vec<E
         })
         .collect::<Result<Vec<_>, _>>()?;
     Ok((executors, total_steps))
+}
+
+/// Threads for one node's tensor work.
+fn threads(graph: &Graph) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let overlap = graph.edges.iter().filter_map(|edge| edge.feedback).any(|feedback| feedback.max_staleness > 0);
+    graph.run.threads.unwrap_or(if overlap { cores.div_ceil(2) } else { cores })
 }
 
 /// Steps of the whole run.

@@ -21,6 +21,12 @@ pub struct Example {
 }
 
 impl Example {
+    /// Tokens that a forward pass over prompt and responses goes through.
+    pub fn tokens(&self) -> usize {
+        let rejected = self.rejected_ids.as_ref().map_or(0, |ids| self.prompt_ids.len() + ids.len());
+        self.prompt_ids.len() + self.chosen_ids.len() + rejected
+    }
+
     /// Refuses tokens that are not in the vocabulary, and responses without a token to score.
     pub fn check_tokens(&self, decoder: &Decoder) -> Result<()> {
         decoder.check_ids(&self.prompt_ids).map_err(|error| self.error("prompt", error))?;

@@ -122,10 +122,15 @@ impl Learner {
 
     /// One update.
     pub fn step(&mut self, examples: &[Example]) -> Result<StepMetrics> {
+        self.step_in_parts(examples, self.settings.micro_batch_size.unwrap_or(examples.len()))
+    }
+
+    /// One update, with so many examples in a forward and backward pass. That changes memory and speed, not the update.
+    pub fn step_in_parts(&mut self, examples: &[Example], micro_batch_size: usize) -> Result<StepMetrics> {
         self.check(examples)?;
         let step = self.steps();
         let totals = Totals::of(examples, &self.settings.objective);
-        let (gradients, outcomes) = self.gradients(examples, &totals)?;
+        let (gradients, outcomes) = self.gradients(examples, &totals, micro_batch_size)?;
         let norm = global_norm(&gradients)?;
         let mut metrics = read_metrics(&outcomes, &norm)?;
         if let Some(what) = not_finite(&metrics) {
@@ -145,7 +150,11 @@ impl Learner {
     /// The policy stays as it is.
     pub fn loss_gradients(&self, examples: &[Example]) -> Result<(StepMetrics, Vec<(String, Tensor)>)> {
         self.check(examples)?;
-        let (gradients, outcomes) = self.gradients(examples, &Totals::of(examples, &self.settings.objective))?;
+        let (gradients, outcomes) = self.gradients(
+            examples,
+            &Totals::of(examples, &self.settings.objective),
+            self.settings.micro_batch_size.unwrap_or(examples.len()),
+        )?;
         let metrics = read_metrics(&outcomes, &global_norm(&gradients)?)?;
         let names = trained(&self.parameters, &self.frozen).into_iter().map(|(name, _)| name);
         Ok((metrics, names.zip(gradients).collect()))
@@ -163,7 +172,12 @@ impl Learner {
     }
 
     /// The gradients of the parameters that are trained, and what each part of the batch reports.
-    fn gradients(&self, examples: &[Example], totals: &Totals) -> Result<(Vec<Tensor>, Vec<Outcome>)> {
+    fn gradients(
+        &self,
+        examples: &[Example],
+        totals: &Totals,
+        micro_batch_size: usize,
+    ) -> Result<(Vec<Tensor>, Vec<Outcome>)> {
         let leaves = self.leaves()?;
         let head = Head::new(&self.decoder, &leaves, &self.settings.compute)?;
         let head_weight = leaves.get(self.decoder.head_name())?;
@@ -180,9 +194,10 @@ impl Learner {
             head: &head,
             totals,
         };
-        let size = self.settings.micro_batch_size.unwrap_or(examples.len());
-        let outcomes =
-            examples.chunks(size).map(|part| pass.run(part, head_gradient.as_mut())).collect::<Result<Vec<_>>>()?;
+        let outcomes = examples
+            .chunks(micro_batch_size.max(1))
+            .map(|part| pass.run(part, head_gradient.as_mut()))
+            .collect::<Result<Vec<_>>>()?;
         let mut gradients = Vec::with_capacity(leaves.len());
         for (name, leaf) in leaves.iter().filter(|(_, leaf)| leaf.requires_grad()) {
             let mut gradient = leaf.f_grad()?;

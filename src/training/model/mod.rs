@@ -22,5 +22,5 @@ pub use crate::generate::KvCache;
 pub use checkpointing::CheckpointTape;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Compute, Decoder};
-pub use directory::{Model, SourceFiles};
+pub use directory::{Model, SourceFiles, save};
 pub use mask::{AttentionMask, ModelInput};

@@ -1,0 +1,148 @@
+//! `checkpoint`: writes a model's weights as Hugging Face directories, every n steps and at the end.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::record::PortType;
+use sapo_flow_engine::runtime::event::{Event, EventSender};
+use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
+use sapo_flow_training::model;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+
+use crate::weights::{SharedWeights, shared};
+
+/// The type weights are saved in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SavedDtype {
+    /// As trained.
+    Float32,
+    /// Half the size, 8 bits of precision.
+    Bfloat16,
+}
+
+/// What `checkpoint` takes under `with`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Updates between models; absent: only the final one is written.
+    pub every: Option<u64>,
+    /// How many of them to keep, the newest; the final one is kept besides.
+    #[serde(default = "default_keep")]
+    pub keep: usize,
+    /// Type of the saved weights: float32 or bfloat16.
+    #[serde(default = "default_dtype")]
+    pub dtype: SavedDtype,
+}
+
+fn default_keep() -> usize {
+    2
+}
+
+fn default_dtype() -> SavedDtype {
+    SavedDtype::Float32
+}
+
+/// See the [module](self).
+pub struct Checkpoint {
+    config: CheckpointConfig,
+    node: String,
+    directory: PathBuf,
+    total_steps: u64,
+    events: EventSender,
+}
+
+impl Checkpoint {
+    /// Write a model under a temporary name, then rename it.
+    fn save(&self, weights: &Arc<SharedWeights>, name: &str) -> Result<(), OperatorError> {
+        fs::create_dir_all(&self.directory)?;
+        let (temporary, target) = (self.directory.join(format!(".writing-{name}")), self.directory.join(name));
+        for leftover in [&temporary, &target] {
+            if leftover.exists() {
+                fs::remove_dir_all(leftover)?;
+            }
+        }
+        let kind = match self.config.dtype {
+            SavedDtype::Float32 => Kind::Float,
+            SavedDtype::Bfloat16 => Kind::BFloat16,
+        };
+        model::save(&temporary, &weights.decoder.config, &weights.parameters, &weights.files, kind)?;
+        fs::rename(&temporary, &target)?;
+        self.events.send(Event::ModelSaved { node: self.node.clone(), path: target });
+        Ok(())
+    }
+
+    /// Remove what is older than the newest `keep`.
+    fn drop_old(&self) -> Result<(), OperatorError> {
+        let mut versions: Vec<u64> = fs::read_dir(&self.directory)?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok())
+            .collect();
+        versions.sort_unstable();
+        for version in &versions[..versions.len().saturating_sub(self.config.keep)] {
+            fs::remove_dir_all(self.directory.join(format!("{PREFIX}{version}")))?;
+        }
+        Ok(())
+    }
+}
+
+const PREFIX: &str = "checkpoint-";
+
+impl Operator for Checkpoint {
+    fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
+        let steps = step + 1;
+        if steps == self.total_steps {
+            self.save(&shared(&weights)?, "final")?;
+        } else if self.config.every.is_some_and(|every| steps.is_multiple_of(every)) {
+            self.save(&shared(&weights)?, &format!("{PREFIX}{steps}"))?;
+            self.drop_old()?;
+        }
+        Ok(Outputs::new())
+    }
+}
+
+impl Define for Checkpoint {
+    const NAME: &'static str = "checkpoint";
+    const SUMMARY: &'static str = "Writes a model's weights as Hugging Face directories.";
+    const DOCS: &'static str = "\
+Every `every` steps the weights are written to RUN/NODE/checkpoint-STEPS, and after the last step to RUN/NODE/final:
+weights, configuration, tokenizer and chat template, as transformers loads them. A directory appears when it is whole.
+
+These are models to use, not states to resume from: a run resumes from what `run: {checkpoint: ...}` stores.
+
+State: none.";
+    const EXAMPLE: &'static str = "\
+prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
+batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048}}
+learner: {op: preference_learner, in: batches, with: {model: models/smollm2-135m-instruct, objective: orpo, learning_rate: 5e-6}}
+model: {op: checkpoint, in: learner.weights, with: {every: 300, keep: 2}}
+";
+    const INPUTS: &'static [PortSpec] = &[PortSpec::new("weights", &[PortType::Weights], "The weights to write.")];
+    const OUTPUTS: &'static [PortSpec] = &[];
+    const PLACEMENT: Placement = Placement::Device;
+    type Config = CheckpointConfig;
+
+    fn check(config: &Self::Config) -> Vec<ConfigIssue> {
+        let mut issues = Vec::new();
+        for (key, value) in [("every", config.every.unwrap_or(1)), ("keep", config.keep as u64)] {
+            if value == 0 {
+                issues.push(ConfigIssue::new(key, "expected a number above 0, found 0"));
+            }
+        }
+        issues
+    }
+
+    fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
+        Ok(Checkpoint {
+            config,
+            node: context.node.into(),
+            directory: context.run_directory.join(context.node),
+            total_steps: context.total_steps,
+            events: context.events.clone(),
+        })
+    }
+}

@@ -1,0 +1,117 @@
+//! `ema`: the exponential moving average of a model's weights.
+//!
+//! SAPO (arXiv 2405.20830), equation 5: ema = decay * ema + (1 - decay) * policy, with ema_0 = policy_0.
+
+use std::path::{Path, PathBuf};
+
+use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::record::{PortType, Record};
+use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
+use sapo_flow_training::{device, ema};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::weights::{SharedWeights, Versions, shared};
+
+/// What `ema` takes under `with`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmaConfig {
+    /// Share of the old average that stays at each step: 0 copies the weights, 0.5 is SAPO's.
+    pub decay: f64,
+}
+
+/// See the [module](self).
+pub struct Ema {
+    config: EmaConfig,
+    versions: Versions,
+    threads: usize,
+    restore_from: Option<PathBuf>,
+}
+
+impl Operator for Ema {
+    fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        device::set_threads(self.threads);
+        let weights = inputs.weights("weights").ok_or("no weights to average: `weights` must come from a learner")?;
+        let policy = shared(&weights)?;
+        match self.restore_from.take() {
+            Some(directory) => {
+                let device = policy.decoder.device;
+                self.versions.restore(&directory, &policy, device)?;
+            }
+            None => self.versions.push(SharedWeights {
+                decoder: policy.decoder.clone(),
+                parameters: policy.parameters.deep_copy(),
+                files: policy.files.clone(),
+                version: policy.version,
+            }),
+        }
+        let mut outputs = Outputs::new();
+        self.versions.emit(&mut outputs);
+        Ok(outputs)
+    }
+
+    fn step(&mut self, _: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
+        let policy = shared(&weights)?;
+        let decay = self.config.decay;
+        if let Some(average) = self.versions.exclusive() {
+            ema::update(&mut average.parameters, &policy.parameters, decay)?;
+            average.version = policy.version;
+        } else {
+            let average = self.versions.newest().ok_or("stepped before its start")?;
+            let parameters = ema::updated(&average.parameters, &policy.parameters, decay)?;
+            let (decoder, files) = (average.decoder.clone(), average.files.clone());
+            self.versions.push(SharedWeights { decoder, parameters, files, version: policy.version });
+        }
+        let mut outputs = Outputs::new();
+        self.versions.emit(&mut outputs);
+        Ok(outputs)
+    }
+
+    fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        self.versions.snapshot(directory)
+    }
+
+    fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        self.restore_from = Some(directory.into());
+        Ok(())
+    }
+
+    fn reattach(&mut self, record: &mut Record) -> Result<(), OperatorError> {
+        self.versions.reattach(record)
+    }
+}
+
+impl Define for Ema {
+    const NAME: &'static str = "ema";
+    const SUMMARY: &'static str = "Averages a learner's weights over its steps.";
+    const DOCS: &'static str = "\
+Keeps ema = decay * ema + (1 - decay) * policy, in float32 whatever the compute type: in bfloat16 a decay near 1 would
+never move it. The average starts as a copy of the first weights, and is emitted after every step.
+
+State: the average, and as many older versions as feedback edges from here may still read; all are in checkpoints.";
+    const EXAMPLE: &'static str = "\
+prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
+batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048}}
+learner: {op: preference_learner, in: batches, with: {model: models/smollm2-135m-instruct, objective: orpo, learning_rate: 5e-6}}
+ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
+";
+    const INPUTS: &'static [PortSpec] = &[PortSpec::new("weights", &[PortType::Weights], "The weights to average.")];
+    const OUTPUTS: &'static [PortSpec] =
+        &[PortSpec::new("weights", &[PortType::Weights], "The average after each step.")];
+    const PLACEMENT: Placement = Placement::Device;
+    type Config = EmaConfig;
+
+    fn check(config: &Self::Config) -> Vec<ConfigIssue> {
+        if (0.0..1.0).contains(&config.decay) {
+            return Vec::new();
+        }
+        vec![ConfigIssue::new("decay", format!("expected a number from 0 up to but not 1, found {}", config.decay))]
+    }
+
+    fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
+        let versions = Versions::new(context.node, context.retained_versions);
+        Ok(Ema { config, versions, threads: context.threads, restore_from: None })
+    }
+}

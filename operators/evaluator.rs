@@ -1,0 +1,358 @@
+//! `evaluator`: how well a model does on held-out rows, before, during and after a run.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::record::{Metrics, PortType, Prompt, Record, Weights};
+use sapo_flow_engine::runtime::event::{Event, EventSender};
+use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
+use sapo_flow_training::device;
+use sapo_flow_training::generate::{Choice, Request, Sampling, generate};
+use sapo_flow_training::learner::{Example, ExampleScore, score};
+use sapo_flow_training::model::Compute;
+use sapo_flow_training::text::TextTokenizer;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::compute::compute;
+use crate::data::{self, Columns, OnError, Part, Paths};
+use crate::draws::Draws;
+use crate::rewrite::{RewriteSettings, Rewritten, SegmentTokens, rewrite};
+use crate::segments::Truncation;
+use crate::weights::{SharedWeights, shared};
+
+/// What `evaluator` takes under `with`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluatorConfig {
+    /// Held-out data: a file, a glob pattern, or a list of them, in any form that `prompt_source` reads.
+    pub path: Paths,
+    /// A model directory with the tokenizer and, as a rule, the chat template.
+    pub tokenizer: String,
+    /// Names of the data's columns where they are not the usual ones.
+    #[serde(default)]
+    pub columns: Columns,
+    /// Chat template in place of the tokenizer's: its text, or a file that holds it.
+    pub chat_template: Option<String>,
+    /// Steps between evaluations; absent: only before the first step and after the last.
+    pub every: Option<u64>,
+    /// Rows evaluated, from the first; absent: all.
+    pub limit: Option<usize>,
+    /// Rows at a time.
+    #[serde(default = "default_batch_size")]
+    pub batch_size: usize,
+    /// Tokens rewritten in each answer to make the rejected response, or `all`.
+    #[serde(default = "default_segment_tokens")]
+    pub segment_tokens: SegmentTokens,
+    /// Longest prompt and answer together, in tokens.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Longest prompt, in tokens; rows with longer ones are dropped and counted.
+    #[serde(default = "default_max_prompt_tokens")]
+    pub max_prompt_tokens: usize,
+    /// Of the rejected responses' tokens.
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
+    /// Of the rejected responses' tokens.
+    #[serde(default = "default_top_k")]
+    pub top_k: usize,
+    /// Of the rejected responses' tokens.
+    #[serde(default = "default_top_p")]
+    pub top_p: f64,
+    /// Rows whose completions are shown.
+    #[serde(default = "default_show")]
+    pub show: usize,
+    /// Longest completion shown, in tokens.
+    #[serde(default = "default_show_tokens")]
+    pub show_tokens: usize,
+}
+
+fn default_batch_size() -> usize {
+    8
+}
+
+fn default_segment_tokens() -> SegmentTokens {
+    SegmentTokens::AtMost(256)
+}
+
+fn default_max_length() -> usize {
+    2048
+}
+
+fn default_max_prompt_tokens() -> usize {
+    1792
+}
+
+fn default_temperature() -> f64 {
+    0.7
+}
+
+fn default_top_k() -> usize {
+    50
+}
+
+fn default_top_p() -> f64 {
+    0.95
+}
+
+fn default_show() -> usize {
+    1
+}
+
+fn default_show_tokens() -> usize {
+    48
+}
+
+/// See the [module](self).
+pub struct Evaluator {
+    config: EvaluatorConfig,
+    rewriting: RewriteSettings,
+    node: String,
+    random: Draws,
+    compute: Compute,
+    threads: usize,
+    total_steps: u64,
+    rows: Vec<Arc<Prompt>>,
+    tokenizer: TextTokenizer,
+    events: EventSender,
+    /// The first evaluation of the run, to be told again when it is resumed.
+    first: Option<(u64, Metrics)>,
+    resumed: bool,
+}
+
+impl Evaluator {
+    /// Evaluate, tell the result and show completions.
+    fn evaluate(&self, weights: &Weights) -> Result<Metrics, OperatorError> {
+        let weights = shared(weights)?;
+        let mut sums = Sums::default();
+        for (batch, rows) in self.rows.chunks(self.config.batch_size).enumerate() {
+            // The draws depend on the rows only, so that evaluations differ by the model alone.
+            let pairs = rewrite(&weights, rows, &self.rewriting, &self.random, batch as u64, &self.compute)?;
+            self.score(&weights, &pairs, &mut sums)?;
+        }
+        let metrics = sums.metrics();
+        let event =
+            Event::Evaluation { node: self.node.clone(), version: weights.version, metrics: Arc::new(metrics.clone()) };
+        self.events.send(event);
+        self.show(&weights)?;
+        Ok(metrics)
+    }
+
+    fn score(&self, weights: &SharedWeights, pairs: &[Rewritten], sums: &mut Sums) -> Result<(), OperatorError> {
+        let examples: Vec<Example> = pairs
+            .iter()
+            .map(|pair| Example {
+                prompt_ids: pair.prompt.clone(),
+                chosen_ids: pair.answer.clone(),
+                rejected_ids: Some(pair.rejected.clone()),
+                reference: None,
+                label: format!("held-out row {}", pair.row),
+            })
+            .collect();
+        let scores = score(&weights.decoder, &weights.parameters, &examples, &self.compute, examples.len())?;
+        scores.iter().for_each(|score| sums.add(score));
+        Ok(())
+    }
+
+    /// Greedy answers to the first rows' prompts.
+    fn show(&self, weights: &SharedWeights) -> Result<(), OperatorError> {
+        let rows = &self.rows[..self.config.show.min(self.rows.len())];
+        let requests: Vec<Request> = rows
+            .iter()
+            .map(|row| Request { prompt_ids: row.prompt_ids.clone(), max_new_tokens: self.config.show_tokens, seed: 0 })
+            .collect();
+        let eos_ids = weights.decoder.config.eos_token_ids.clone();
+        let sampling = Sampling { choice: Choice::Greedy, eos_ids, compute: self.compute };
+        let answers = generate(&weights.decoder, &weights.parameters, &requests, &sampling)?;
+        for (row, answer) in rows.iter().zip(answers) {
+            let prompt = self.tokenizer.decode_without_special_tokens(&row.prompt_ids)?;
+            let answer = self.tokenizer.decode_without_special_tokens(&answer.tokens)?;
+            let message = format!("after {} updates, {prompt:?} is answered {answer:?}", weights.version);
+            self.events.send(Event::Note { node: self.node.clone(), message });
+        }
+        Ok(())
+    }
+}
+
+/// What an evaluation adds up. Log-probabilities in nats.
+#[derive(Default)]
+struct Sums {
+    rows: f64,
+    nll: f64,
+    tokens: f64,
+    preferred: f64,
+    margin: f64,
+}
+
+impl Sums {
+    fn add(&mut self, score: &ExampleScore) {
+        let Some(rejected) = score.rejected else { return };
+        let margin = f64::from(score.chosen.mean()) - f64::from(rejected.mean());
+        self.rows += 1.0;
+        self.nll -= f64::from(score.chosen.logps);
+        self.tokens += score.chosen.tokens as f64;
+        self.preferred += f64::from(margin > 0.0);
+        self.margin += margin;
+    }
+
+    fn metrics(&self) -> Metrics {
+        let values = [
+            ("eval_nll", self.nll / self.tokens),
+            ("eval_accuracy", self.preferred / self.rows),
+            ("eval_margin", self.margin / self.rows),
+        ];
+        Metrics { values: values.into_iter().map(|(name, value)| (name.into(), value)).collect() }
+    }
+}
+
+const FIRST: &str = "first.json";
+
+impl Operator for Evaluator {
+    fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        device::set_threads(self.threads);
+        match &self.first {
+            Some((version, metrics)) => self.events.send(Event::Evaluation {
+                node: self.node.clone(),
+                version: *version,
+                metrics: Arc::new(metrics.clone()),
+            }),
+            None if self.resumed => {}
+            None => {
+                // Over a feedback edge nothing arrives before the first step.
+                if let Some(weights) = inputs.weights("weights") {
+                    self.first = Some((weights.version, self.evaluate(&weights)?));
+                }
+            }
+        }
+        Ok(Outputs::new())
+    }
+
+    fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        let mut outputs = Outputs::new();
+        let steps = step + 1;
+        if steps == self.total_steps || self.config.every.is_some_and(|every| steps.is_multiple_of(every)) {
+            let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
+            let metrics = self.evaluate(&weights)?;
+            outputs.push("metrics", Record::Metrics(Arc::new(metrics)));
+        }
+        Ok(outputs)
+    }
+
+    fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        Ok(std::fs::write(directory.join(FIRST), serde_json::to_vec(&self.first)?)?)
+    }
+
+    fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        self.first = serde_json::from_slice(&std::fs::read(directory.join(FIRST))?)?;
+        Ok(())
+    }
+}
+
+impl Define for Evaluator {
+    const NAME: &'static str = "evaluator";
+    const SUMMARY: &'static str = "Measures a model on held-out rows.";
+    const DOCS: &'static str = "\
+Before the first step, every `every` steps and after the last one, for each held-out row the model rewrites a segment
+of the answer, as `segment_sampler` does, and both responses are scored:
+
+- eval_nll: negative log-likelihood of the answers, nats per token (lower is better);
+- eval_accuracy: share of rows whose answer has a higher log-probability per token than the freshly rewritten one;
+- eval_margin: mean of that difference, nats per token.
+
+The random draws are the same at every evaluation, so that only the model makes a difference. Greedy completions of
+the first `show` prompts are shown.
+
+State: the first evaluation, for the table at the end of a resumed run.";
+    const EXAMPLE: &'static str = "\
+prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
+batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048}}
+learner: {op: preference_learner, in: batches, with: {model: models/smollm2-135m-instruct, objective: orpo, learning_rate: 5e-6}}
+evaluation:
+  op: evaluator
+  in: learner.weights
+  with: {path: data/chat_heldout.jsonl, tokenizer: models/smollm2-135m-instruct, every: 100}
+";
+    const INPUTS: &'static [PortSpec] = &[PortSpec::new("weights", &[PortType::Weights], "The model to measure.")];
+    const OUTPUTS: &'static [PortSpec] =
+        &[PortSpec::new("metrics", &[PortType::Metrics], "eval_nll, eval_accuracy, eval_margin.")];
+    const PLACEMENT: Placement = Placement::Device;
+    type Config = EvaluatorConfig;
+
+    fn check(config: &Self::Config) -> Vec<ConfigIssue> {
+        let positive = [
+            ("every", config.every.unwrap_or(1) as usize),
+            ("limit", config.limit.unwrap_or(1)),
+            ("batch_size", config.batch_size),
+            ("show_tokens", config.show_tokens),
+        ];
+        let zeros = positive.into_iter().filter(|(_, value)| *value == 0);
+        zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")).collect()
+    }
+
+    fn files(config: &Self::Config) -> Vec<PathBuf> {
+        config.path.as_slice().iter().map(PathBuf::from).collect()
+    }
+
+    fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
+        let tokenizer = TextTokenizer::load(Path::new(&config.tokenizer))?;
+        let loaded = data::load(&data::Settings {
+            paths: &config.path,
+            columns: &config.columns,
+            tokenizer: Path::new(&config.tokenizer),
+            chat_template: config.chat_template.as_deref(),
+            max_prompt_tokens: Some(config.max_prompt_tokens),
+            on_error: OnError::Stop,
+            part: Part::All,
+            limit: config.limit,
+        })?;
+        if loaded.prompts.is_empty() {
+            return Err("no held-out row can be used".into());
+        }
+        let rewriting = RewriteSettings {
+            segment_tokens: config.segment_tokens,
+            max_length: config.max_length,
+            max_prompt_tokens: config.max_prompt_tokens,
+            truncation: Truncation::KeepEnd,
+            temperature: config.temperature,
+            top_k: config.top_k,
+            top_p: config.top_p,
+            responses_per_prompt: 1,
+        };
+        Ok(Evaluator {
+            config,
+            rewriting,
+            node: context.node.into(),
+            random: Draws::new(context.run.seed, context.node),
+            compute: compute(context.run),
+            threads: context.threads,
+            total_steps: context.total_steps,
+            rows: loaded.prompts,
+            tokenizer,
+            events: context.events.clone(),
+            first: None,
+            resumed: context.resumed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sapo_flow_training::learner::ResponseScore;
+
+    use super::*;
+
+    #[test]
+    fn sums_by_hand() {
+        let mut sums = Sums::default();
+        // -6 nats over 3 tokens against -9 over 3: preferred by 1 nat a token. -8 over 2
+        // against -3 over 1: not, by 1.
+        let response = |logps, tokens| ResponseScore { logps, tokens };
+        sums.add(&ExampleScore { chosen: response(-6.0, 3), rejected: Some(response(-9.0, 3)) });
+        sums.add(&ExampleScore { chosen: response(-8.0, 2), rejected: Some(response(-3.0, 1)) });
+        let metrics = sums.metrics();
+        assert_eq!(metrics.values["eval_nll"], 14.0 / 5.0);
+        assert_eq!(metrics.values["eval_accuracy"], 0.5);
+        assert_eq!(metrics.values["eval_margin"], (1.0 - 1.0) / 2.0);
+    }
+}

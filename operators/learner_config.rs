@@ -1,0 +1,221 @@
+//! What `preference_learner` takes under `with`, and what the training core makes of it.
+
+use sapo_flow_engine::operator::ConfigIssue;
+use sapo_flow_training::objectives::{DpoLoss, NllScope, Objective};
+use sapo_flow_training::optim::{Rule, ScheduleKind, Warmup};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveName {
+    /// Odds ratio preference optimization.
+    Orpo,
+    /// Direct preference optimization; batches must have passed a `reference`.
+    Dpo,
+    /// Supervised fine-tuning on the chosen responses.
+    Sft,
+}
+
+/// Variants of DPO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DpoLossName {
+    /// The original; with label_smoothing cDPO.
+    Sigmoid,
+    /// A hinge on the margin (SLiC).
+    Hinge,
+    /// IPO on summed log-ratios.
+    Ipo,
+    /// IPO on log-ratios per token, as TRL's trainer computes it.
+    IpoPerToken,
+}
+
+/// Tokens that the NLL term covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NllName {
+    /// Prompt and response.
+    Sequence,
+    /// The response alone.
+    Response,
+}
+
+/// Update rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay.
+    Adamw,
+    /// RMSprop, PyTorch's.
+    Rmsprop,
+    /// Gradient descent.
+    Sgd,
+}
+
+/// Courses of the learning rate after warmup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleName {
+    /// Down to 0 in a straight line.
+    Linear,
+    /// Down to 0 along half a cosine.
+    Cosine,
+    /// As one over the square root of the step.
+    InverseSqrt,
+    /// Stays.
+    Constant,
+}
+
+/// What `preference_learner` takes under `with`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PreferenceLearnerConfig {
+    /// Directory of the model to train, in Hugging Face's layout.
+    pub model: String,
+    /// What is minimised: orpo, dpo or sft.
+    pub objective: ObjectiveName,
+    /// ORPO: weight of the odds ratio term (default 0.1). DPO: strength of the pull to the reference (default 0.1).
+    pub beta: Option<f64>,
+    /// DPO only: sigmoid (default), hinge, ipo or ipo_per_token.
+    pub loss: Option<DpoLossName>,
+    /// DPO with the sigmoid loss only: assumed probability that a pair's labels are swapped (default 0).
+    pub label_smoothing: Option<f64>,
+    /// ORPO and SFT: tokens that the NLL covers, sequence (ORPO's default, as in TRL) or response (SFT's default).
+    pub nll: Option<NllName>,
+    /// Update rule: adamw, rmsprop or sgd. Weight decay applies to matrices only, as in Hugging Face's Trainer.
+    #[serde(default = "default_optimizer")]
+    pub optimizer: OptimizerName,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// AdamW only: decay of the running means of gradients and of their squares (default [0.9, 0.999]).
+    pub betas: Option<[f64; 2]>,
+    /// RMSprop only: decay of the running mean of squared gradients (default 0.99).
+    pub alpha: Option<f64>,
+    /// AdamW and RMSprop: added to the denominator (default 1e-8).
+    pub eps: Option<f64>,
+    /// Weight decay: decoupled for AdamW, an addition to the gradient for the others.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Course of the learning rate: linear, cosine, inverse_sqrt or constant.
+    #[serde(default = "default_schedule")]
+    pub schedule: ScheduleName,
+    /// Steps in which the learning rate rises from 0 (default 0).
+    pub warmup_steps: Option<u64>,
+    /// The same as a fraction of all steps; one of the two at most.
+    pub warmup_ratio: Option<f64>,
+    /// Gradients are scaled down to this norm where theirs is larger; absent: never.
+    pub max_grad_norm: Option<f64>,
+    /// Recompute each layer's activations in the backward pass: less memory, about a third more time.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
+    /// Parameters that stay as they are, by name; `*` stands for anything: `model.embed_tokens.*`.
+    #[serde(default)]
+    pub freeze: Vec<String>,
+    /// Where to compute; absent: the run's device.
+    pub device: Option<String>,
+}
+
+fn default_optimizer() -> OptimizerName {
+    OptimizerName::Adamw
+}
+
+fn default_schedule() -> ScheduleName {
+    ScheduleName::Linear
+}
+
+impl PreferenceLearnerConfig {
+    /// The objective with its settings.
+    pub fn objective(&self) -> Objective {
+        let beta = self.beta.unwrap_or(0.1);
+        let nll = |default| match self.nll.unwrap_or(default) {
+            NllName::Sequence => NllScope::Sequence,
+            NllName::Response => NllScope::Response,
+        };
+        match self.objective {
+            ObjectiveName::Orpo => Objective::Orpo { beta, nll: nll(NllName::Sequence) },
+            ObjectiveName::Sft => Objective::Sft { nll: nll(NllName::Response) },
+            ObjectiveName::Dpo => {
+                let loss = match self.loss.unwrap_or(DpoLossName::Sigmoid) {
+                    DpoLossName::Sigmoid => DpoLoss::Sigmoid { label_smoothing: self.label_smoothing.unwrap_or(0.0) },
+                    DpoLossName::Hinge => DpoLoss::Hinge,
+                    DpoLossName::Ipo => DpoLoss::Ipo,
+                    DpoLossName::IpoPerToken => DpoLoss::IpoPerToken,
+                };
+                Objective::Dpo { beta, loss }
+            }
+        }
+    }
+
+    /// The update rule with its settings.
+    pub fn rule(&self) -> Rule {
+        let eps = self.eps.unwrap_or(1e-8);
+        let weight_decay = self.weight_decay;
+        match self.optimizer {
+            OptimizerName::Adamw => {
+                let [beta1, beta2] = self.betas.unwrap_or([0.9, 0.999]);
+                Rule::Adamw { beta1, beta2, eps, weight_decay }
+            }
+            OptimizerName::Rmsprop => Rule::Rmsprop { alpha: self.alpha.unwrap_or(0.99), eps, weight_decay },
+            OptimizerName::Sgd => Rule::Sgd { weight_decay },
+        }
+    }
+
+    /// The learning rate's course.
+    pub fn schedule(&self) -> (ScheduleKind, Warmup) {
+        let kind = match self.schedule {
+            ScheduleName::Linear => ScheduleKind::Linear,
+            ScheduleName::Cosine => ScheduleKind::Cosine,
+            ScheduleName::InverseSqrt => ScheduleKind::InverseSqrt,
+            ScheduleName::Constant => ScheduleKind::Constant,
+        };
+        let warmup = match self.warmup_ratio {
+            Some(ratio) => Warmup::Ratio(ratio),
+            None => Warmup::Steps(self.warmup_steps.unwrap_or(0)),
+        };
+        (kind, warmup)
+    }
+
+    /// What is wrong with the settings: values out of range, and values that would have no effect.
+    pub fn issues(&self) -> Vec<ConfigIssue> {
+        let mut issues = Vec::new();
+        let mut no_effect = |set: bool, key: &str, why: &str| {
+            if set {
+                issues.push(ConfigIssue::new(key, format!("has no effect: {why}")));
+            }
+        };
+        let objective = self.objective;
+        no_effect(self.beta.is_some() && objective == ObjectiveName::Sft, "beta", "the objective is sft");
+        let not_dpo = objective != ObjectiveName::Dpo;
+        no_effect(self.loss.is_some() && not_dpo, "loss", "the objective is not dpo");
+        let not_sigmoid = not_dpo || self.loss.is_some_and(|loss| loss != DpoLossName::Sigmoid);
+        no_effect(self.label_smoothing.is_some() && not_sigmoid, "label_smoothing", "it is for dpo's sigmoid loss");
+        no_effect(self.nll.is_some() && objective == ObjectiveName::Dpo, "nll", "dpo has no NLL term");
+        no_effect(self.betas.is_some() && self.optimizer != OptimizerName::Adamw, "betas", "they are adamw's");
+        no_effect(self.alpha.is_some() && self.optimizer != OptimizerName::Rmsprop, "alpha", "it is rmsprop's");
+        no_effect(self.eps.is_some() && self.optimizer == OptimizerName::Sgd, "eps", "sgd has none");
+        let both = self.warmup_steps.is_some() && self.warmup_ratio.is_some();
+        no_effect(both, "warmup_steps", "warmup_ratio is given too");
+
+        let mut wrong = |key: &str, message: String| issues.push(ConfigIssue::new(key, message));
+        for checked in [self.objective().check(), self.rule().check()] {
+            if let Err(error) = checked {
+                let message = error.to_string();
+                let key = message.split_once(':').map_or("objective", |(key, _)| key);
+                // beta1 and beta2 are written as one list.
+                wrong(if matches!(key, "beta1" | "beta2") { "betas" } else { key }, message.clone());
+            }
+        }
+        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
+            wrong("learning_rate", format!("expected a number from 0, found {}", self.learning_rate));
+        }
+        if self.warmup_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
+            wrong("warmup_ratio", format!("expected a number from 0 to 1, found {}", self.warmup_ratio.unwrap_or(0.0)));
+        }
+        if let Some(norm) = self.max_grad_norm.filter(|norm| norm.is_nan() || *norm <= 0.0) {
+            wrong("max_grad_norm", format!("expected a number above 0, found {norm}"));
+        }
+        issues
+    }
+}

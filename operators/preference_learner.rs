@@ -1,0 +1,248 @@
+//! `preference_learner`: updates a policy from batches of pairs.
+//!
+//! Objectives: ORPO (arXiv 2403.07691), DPO (arXiv 2305.18290) and its variants, supervised fine-tuning. The formulas
+//! are in the training crate's `objectives`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use sapo_flow_engine::operator::{ConfigIssue, Define, NodePlan, PlanContext};
+use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
+use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
+use sapo_flow_training::learner::{Example, Learner, LearnerSettings};
+use sapo_flow_training::model::{Model, SourceFiles};
+use sapo_flow_training::optim::Schedule;
+use sapo_flow_training::{Error, device};
+use serde::Serialize;
+use tch::{Device, Kind};
+
+use crate::compute::{compute, plan_model};
+use crate::examples::example;
+use crate::learner_config::PreferenceLearnerConfig;
+use crate::weights::{SharedWeights, Versions};
+
+/// See the [module](self).
+pub struct PreferenceLearner {
+    model: PathBuf,
+    settings: LearnerSettings,
+    node: String,
+    device: Device,
+    threads: usize,
+    run_directory: PathBuf,
+    learner: Option<Learner>,
+    files: Arc<SourceFiles>,
+    versions: Versions,
+    restore_from: Option<PathBuf>,
+}
+
+const LEARNER: &str = "learner";
+const VERSIONS: &str = "versions";
+
+impl PreferenceLearner {
+    fn learner(&mut self) -> Result<&mut Learner, OperatorError> {
+        self.learner.as_mut().ok_or_else(|| "stepped before its start".into())
+    }
+
+    /// Share the learner's weights as they are now; the tensors are the learner's own.
+    fn share(&mut self) -> Result<(), OperatorError> {
+        let learner = self.learner()?;
+        let (decoder, version) = (learner.decoder.clone(), learner.steps());
+        let parameters = learner.parameters().shallow_clone();
+        self.versions.push(SharedWeights { decoder, parameters, files: self.files.clone(), version });
+        Ok(())
+    }
+
+    /// One update from all batches of a step, each batch a forward and backward pass of its own.
+    fn update(&mut self, step: u64, batches: &[Arc<Batch>]) -> Result<Metrics, OperatorError> {
+        // The update writes to the weights: whoever may still read them keeps them, and the learner goes on with a copy.
+        if self.versions.exclusive().is_none() {
+            self.learner()?.leave_weights();
+        }
+        let examples: Vec<Example> = batches.iter().flat_map(|batch| examples(batch)).collect();
+        let most = batches.iter().map(|batch| batch.pairs.len()).max().unwrap_or(0);
+        let began = Instant::now();
+        let values = match self.learner()?.step_in_parts(&examples, most) {
+            Ok(values) => values,
+            Err(error @ Error::NonFinite { .. }) => {
+                let path = self.write_failure(step, batches, &error)?;
+                return Err(format!("{error}; its pairs are in {}", path.display()).into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut metrics = Metrics { values };
+        let tokens: usize = examples.iter().map(Example::tokens).sum();
+        metrics.values.insert("tokens/s".into(), tokens as f64 / began.elapsed().as_secs_f64());
+        let pairs = || batches.iter().flat_map(|batch| &batch.pairs);
+        let staleness = pairs().filter_map(|pair| Some(pair.step.saturating_sub(pair.weights_version?)));
+        if let Some(most) = staleness.max() {
+            metrics.values.insert("staleness".into(), most as f64);
+            let ages: Vec<u64> = pairs().map(|pair| step - pair.step).collect();
+            metrics.values.insert("pair_age".into(), ages.iter().sum::<u64>() as f64 / ages.len() as f64);
+        }
+        Ok(metrics)
+    }
+
+    /// Keep the pairs of a failed update next to the run's other files.
+    fn write_failure(&self, step: u64, batches: &[Arc<Batch>], error: &Error) -> Result<PathBuf, OperatorError> {
+        #[derive(Serialize)]
+        struct Failure<'a> {
+            node: &'a str,
+            step: u64,
+            error: String,
+            batches: &'a [Arc<Batch>],
+        }
+        let path = self.run_directory.join(format!("{}-failed-at-step-{step}.json", self.node));
+        let failure = Failure { node: &self.node, step, error: error.to_string(), batches };
+        std::fs::write(&path, serde_json::to_vec_pretty(&failure)?)?;
+        Ok(path)
+    }
+}
+
+/// A batch's pairs with their reference log-probabilities.
+fn examples(batch: &Batch) -> Vec<Example> {
+    let reference = |index: usize| batch.reference.as_ref().and_then(|logps| logps.get(index).copied());
+    batch.pairs.iter().enumerate().map(|(index, pair)| example(pair, reference(index))).collect()
+}
+
+impl Operator for PreferenceLearner {
+    fn start(&mut self, _: Inputs) -> Result<Outputs, OperatorError> {
+        device::set_threads(self.threads);
+        let model = Model::load(&self.model, self.device, Kind::Float)?;
+        self.files = Arc::new(model.files);
+        let mut learner = Learner::new(model.decoder, model.parameters, self.settings.clone())?;
+        match self.restore_from.take() {
+            Some(directory) => {
+                learner.load(&directory.join(LEARNER))?;
+                let like = SharedWeights {
+                    decoder: learner.decoder.clone(),
+                    parameters: learner.parameters().shallow_clone(),
+                    files: self.files.clone(),
+                    version: learner.steps(),
+                };
+                self.versions.restore(&directory.join(VERSIONS), &like, self.device)?;
+                self.learner = Some(learner);
+                self.share()?;
+            }
+            None => {
+                self.learner = Some(learner);
+                self.share()?;
+            }
+        }
+        let mut outputs = Outputs::new();
+        self.versions.emit(&mut outputs);
+        Ok(outputs)
+    }
+
+    fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        let batches = inputs.batches("batches");
+        let mut outputs = Outputs::new();
+        if batches.iter().any(|batch| !batch.pairs.is_empty()) {
+            let metrics = self.update(step, &batches)?;
+            outputs.push("metrics", Record::Metrics(Arc::new(metrics)));
+            self.share()?;
+        }
+        self.versions.emit(&mut outputs);
+        Ok(outputs)
+    }
+
+    fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        let (own, older) = (directory.join(LEARNER), directory.join(VERSIONS));
+        std::fs::create_dir(&own)?;
+        self.learner()?.save(&own)?;
+        // The newest version is the learner's own weights.
+        std::fs::create_dir(&older)?;
+        self.versions.snapshot_older(&older)
+    }
+
+    fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        self.restore_from = Some(directory.into());
+        Ok(())
+    }
+
+    fn reattach(&mut self, record: &mut Record) -> Result<(), OperatorError> {
+        self.versions.reattach(record)
+    }
+}
+
+impl Define for PreferenceLearner {
+    const NAME: &'static str = "preference_learner";
+    const SUMMARY: &'static str = "Updates a policy from batches of pairs: ORPO, DPO and variants, SFT.";
+    const DOCS: &'static str = "\
+One optimizer update a step, from all batches of that step together: the gradient is that of the whole, however it is
+divided, so the batcher's `batch_size` bounds memory and changes no result. Weights and optimizer state are float32;
+matrix products are in the run's dtype. At a step without pairs the weights stay as they are.
+
+Metrics are TRL's: loss, rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, logps/chosen,
+logps/rejected, logits/chosen, logits/rejected, nll_loss, log_odds_ratio, log_odds_chosen, mean_token_accuracy,
+num_tokens, grad_norm (before clipping), learning_rate. Besides: tokens/s; staleness, step minus version of the weights that generated a
+pair, at the step it was generated, the largest of the step's pairs; pair_age, the mean number of steps since the pairs
+were generated. Both rewards often fall together while their margin rises: only the margin is what is learned.
+
+State: weights, optimizer state and the number of updates; all are in checkpoints.
+Errors: dpo without a `reference` before it; a pair without what the objective needs; a loss or gradient that is not
+finite, which stops the run before the weights change, with the pairs written to RUN/NODE-failed-at-step-N.json.";
+    const EXAMPLE: &'static str = "\
+prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
+batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048}}
+learner:
+  op: preference_learner
+  in: batches
+  with:
+    model: models/smollm2-135m-instruct
+    objective: orpo
+    beta: 0.05
+    learning_rate: 5e-6
+    schedule: inverse_sqrt
+    warmup_steps: 100
+";
+    const INPUTS: &'static [PortSpec] =
+        &[PortSpec::new("batches", &[PortType::Batches], "Pairs to learn from.").many()];
+    const OUTPUTS: &'static [PortSpec] = &[
+        PortSpec::new("weights", &[PortType::Weights], "The policy after each step."),
+        PortSpec::new("metrics", &[PortType::Metrics], "loss, rewards/*, logps/*, grad_norm and others."),
+    ];
+    const PLACEMENT: Placement = Placement::Device;
+    type Config = PreferenceLearnerConfig;
+
+    fn check(config: &Self::Config) -> Vec<ConfigIssue> {
+        config.issues()
+    }
+
+    fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
+        // Weights and gradients besides the optimizer's state, all f32.
+        let bytes = 8 + config.rule().state_bytes_per_parameter();
+        plan_model(Path::new(&config.model), config.device.as_deref().unwrap_or(&context.run.device), bytes)
+    }
+
+    fn files(config: &Self::Config) -> Vec<PathBuf> {
+        vec![config.model.clone().into()]
+    }
+
+    fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
+        let (kind, warmup) = config.schedule();
+        let settings = LearnerSettings {
+            objective: config.objective(),
+            optimizer: config.rule(),
+            learning_rate: config.learning_rate,
+            schedule: Schedule::new(kind, warmup, context.total_steps)?,
+            max_grad_norm: config.max_grad_norm,
+            micro_batch_size: None,
+            gradient_checkpointing: config.gradient_checkpointing,
+            freeze: config.freeze.clone(),
+            compute: compute(context.run),
+        };
+        Ok(PreferenceLearner {
+            model: config.model.into(),
+            settings,
+            node: context.node.into(),
+            device: device::parse(config.device.as_deref().unwrap_or(&context.run.device))?,
+            threads: context.threads,
+            run_directory: context.run_directory.into(),
+            learner: None,
+            files: Arc::default(),
+            versions: Versions::new(context.node, context.retained_versions),
+            restore_from: None,
+        })
+    }
+}

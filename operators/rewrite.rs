@@ -1,0 +1,173 @@
+//! Rewriting segments of answers with a model: what sampler and evaluator share.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use sapo_flow_engine::OperatorError;
+use sapo_flow_engine::record::{Prompt, Segment};
+use sapo_flow_training::generate::{Choice, Request, Sampling, Warpers, generate};
+use sapo_flow_training::model::Compute;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer};
+
+use crate::draws::Draws;
+use crate::segments::{Truncation, bounds, fit, splice};
+use crate::weights::SharedWeights;
+
+/// How much of an answer is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentTokens {
+    /// At most so many tokens, from a random start.
+    AtMost(usize),
+    /// The whole response, however long it becomes.
+    All,
+}
+
+impl<'de> Deserialize<'de> for SegmentTokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(usize),
+            Word(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(tokens) => Ok(SegmentTokens::AtMost(tokens)),
+            Written::Word(word) if word == "all" => Ok(SegmentTokens::All),
+            Written::Word(word) => {
+                Err(serde::de::Error::custom(format!("segment_tokens: expected a number or `all`, found `{word}`")))
+            }
+        }
+    }
+}
+
+impl JsonSchema for SegmentTokens {
+    fn schema_name() -> Cow<'static, str> {
+        "SegmentTokens".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "enum": ["all"]}]})
+    }
+}
+
+/// Which part of an answer is rewritten, and how tokens are drawn.
+#[derive(Clone, Debug)]
+pub struct RewriteSettings {
+    /// Tokens rewritten in each answer.
+    pub segment_tokens: SegmentTokens,
+    /// Longest prompt and answer together, in tokens.
+    pub max_length: usize,
+    /// Longest prompt where both are over max_length together, in tokens.
+    pub max_prompt_tokens: usize,
+    /// Which end of such a prompt is kept.
+    pub truncation: Truncation,
+    /// Softens or sharpens the distribution.
+    pub temperature: f64,
+    /// Draw from the k likeliest tokens only; 0 for all.
+    pub top_k: usize,
+    /// Draw from the likeliest tokens with this probability together.
+    pub top_p: f64,
+    /// Rejected responses made for each prompt.
+    pub responses_per_prompt: usize,
+}
+
+impl RewriteSettings {
+    fn choice(&self) -> Choice {
+        let top_k = (self.top_k > 0).then_some(self.top_k);
+        let top_p = (self.top_p < 1.0).then_some(self.top_p);
+        Choice::Sample(Warpers { temperature: self.temperature, top_k, top_p })
+    }
+}
+
+/// A response to be generated: of which prompt, and in place of what.
+struct Task<'a> {
+    row: u64,
+    prompt: &'a [u32],
+    answer: &'a [u32],
+    start: usize,
+    len: usize,
+    seed: u64,
+}
+
+/// A rewritten answer.
+#[derive(Clone, Debug)]
+pub struct Rewritten {
+    /// The data row.
+    pub row: u64,
+    /// The prompt, cut where it had to be.
+    pub prompt: Vec<u32>,
+    /// The answer, likewise.
+    pub answer: Vec<u32>,
+    /// The answer with the segment rewritten.
+    pub rejected: Vec<u32>,
+    /// What was rewritten.
+    pub segment: Segment,
+    /// Seed of the segment's tokens.
+    pub seed: u64,
+    /// Tokens generated, those past the segment's end included.
+    pub generated: usize,
+}
+
+/// Rewrite a segment of each prompt's answer, `responses_per_prompt` times each, in the order of the prompts.
+///
+/// # Errors
+/// Those of generation.
+pub fn rewrite(
+    weights: &SharedWeights,
+    prompts: &[Arc<Prompt>],
+    settings: &RewriteSettings,
+    random: &Draws,
+    step: u64,
+    compute: &Compute,
+) -> Result<Vec<Rewritten>, OperatorError> {
+    let tasks = tasks(prompts, settings, random, step);
+    let request = |task: &Task| Request {
+        prompt_ids: [task.prompt, &task.answer[..task.start]].concat(),
+        max_new_tokens: task.len,
+        seed: task.seed,
+    };
+    let requests: Vec<Request> = tasks.iter().map(request).collect();
+    let eos_ids = &weights.decoder.config.eos_token_ids;
+    let sampling = Sampling { choice: settings.choice(), eos_ids: eos_ids.clone(), compute: *compute };
+    let generations = generate(&weights.decoder, &weights.parameters, &requests, &sampling)?;
+    let rewritten = |(task, tokens): (&Task, &[u32])| {
+        let (rejected, len, ended) = splice(task.answer, task.start, task.len, tokens, eos_ids);
+        Rewritten {
+            row: task.row,
+            prompt: task.prompt.to_vec(),
+            answer: task.answer.to_vec(),
+            rejected,
+            segment: Segment { start: task.start, len, ended },
+            seed: task.seed,
+            generated: tokens.len(),
+        }
+    };
+    Ok(tasks.iter().zip(generations.iter().map(|generation| generation.tokens.as_slice())).map(rewritten).collect())
+}
+
+/// What to generate at a step.
+fn tasks<'a>(prompts: &'a [Arc<Prompt>], settings: &RewriteSettings, random: &Draws, step: u64) -> Vec<Task<'a>> {
+    let mut tasks = Vec::new();
+    let (max_length, max_prompt) = (settings.max_length, settings.max_prompt_tokens);
+    for prompt in prompts {
+        let (ids, answer) = fit(&prompt.prompt_ids, &prompt.chosen_ids, max_length, max_prompt, settings.truncation);
+        let (len, last_start) = match settings.segment_tokens {
+            SegmentTokens::All => (max_length - ids.len(), 0),
+            SegmentTokens::AtMost(tokens) => {
+                bounds(prompt.prompt_ids.len(), prompt.chosen_ids.len(), tokens, max_length, max_prompt)
+            }
+        };
+        for _ in 0..settings.responses_per_prompt {
+            // Numbers 2n and 2n + 1 of the step are this response's: its segment's start, its tokens' seed.
+            let n = 2 * tasks.len() as u64;
+            let start = random.below(step, n, last_start + 1);
+            tasks.push(Task { row: prompt.row, prompt: ids, answer, start, len, seed: random.seed(step, n + 1) });
+        }
+    }
+    tasks
+}

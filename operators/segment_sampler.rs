@@ -1,0 +1,235 @@
+//! `segment_sampler`: rewrites a segment of each answer with the model's own words, and so makes the rejected response.
+//!
+//! SAPO (arXiv 2405.20830), section 3.2 and algorithm 1; with `segment_tokens: all`, the whole responses of SPIN
+//! (arXiv 2401.01335).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::record::{Metrics, Pair, PortType, Record};
+use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
+use sapo_flow_training::device;
+use sapo_flow_training::model::Compute;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::compute::compute;
+use crate::draws::Draws;
+use crate::rewrite::{RewriteSettings, SegmentTokens, rewrite};
+use crate::segments::Truncation;
+use crate::weights::shared;
+
+/// What `segment_sampler` takes under `with`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentSamplerConfig {
+    /// Tokens rewritten in each answer, or `all` for a whole response.
+    #[serde(default = "default_segment_tokens")]
+    pub segment_tokens: SegmentTokens,
+    /// Longest prompt and answer together, in tokens; longer ones are cut as the authors do.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Longest prompt where prompt and answer are over max_length together, in tokens.
+    #[serde(default = "default_max_prompt_tokens")]
+    pub max_prompt_tokens: usize,
+    /// Which end of such a prompt is kept: keep_end or keep_start.
+    #[serde(default = "default_truncation")]
+    pub truncation: Truncation,
+    /// Softens (above 1) or sharpens (below 1) the model's distribution.
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
+    /// Draw from the k likeliest tokens only; 0 for all.
+    #[serde(default = "default_top_k")]
+    pub top_k: usize,
+    /// Draw from the likeliest tokens that have this probability together; 1 for all.
+    #[serde(default = "default_top_p")]
+    pub top_p: f64,
+    /// Rejected responses made for each prompt.
+    #[serde(default = "default_one")]
+    pub responses_per_prompt: usize,
+    /// Rewrite at every n-th step only; the prompts of the others pass unused.
+    #[serde(default = "default_one_step")]
+    pub sample_every: u64,
+}
+
+fn default_segment_tokens() -> SegmentTokens {
+    SegmentTokens::AtMost(256)
+}
+
+fn default_max_length() -> usize {
+    2048
+}
+
+fn default_max_prompt_tokens() -> usize {
+    1792
+}
+
+fn default_truncation() -> Truncation {
+    Truncation::KeepEnd
+}
+
+fn default_temperature() -> f64 {
+    0.7
+}
+
+fn default_top_k() -> usize {
+    50
+}
+
+fn default_top_p() -> f64 {
+    0.95
+}
+
+fn default_one() -> usize {
+    1
+}
+
+fn default_one_step() -> u64 {
+    1
+}
+
+/// See the [module](self).
+pub struct SegmentSampler {
+    settings: RewriteSettings,
+    sample_every: u64,
+    node: String,
+    random: Draws,
+    compute: Compute,
+    threads: usize,
+}
+
+impl Operator for SegmentSampler {
+    fn start(&mut self, _: Inputs) -> Result<Outputs, OperatorError> {
+        device::set_threads(self.threads);
+        Ok(Outputs::new())
+    }
+
+    fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        let mut outputs = Outputs::new();
+        let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
+        let prompts = inputs.prompts("prompts");
+        if !step.is_multiple_of(self.sample_every) || prompts.is_empty() {
+            return Ok(outputs);
+        }
+        let model = shared(&weights)?;
+        drop(weights);
+        let began = Instant::now();
+        let rewritten = rewrite(&model, &prompts, &self.settings, &self.random, step, &self.compute)?;
+        let seconds = began.elapsed().as_secs_f64();
+
+        let responses = rewritten.len();
+        let tokens: usize = rewritten.iter().map(|response| response.generated).sum();
+        let ended = rewritten.iter().filter(|response| response.segment.ended).count();
+        for (position, response) in rewritten.into_iter().enumerate() {
+            let pair = Pair {
+                step,
+                position: position as u32,
+                origin: self.node.clone(),
+                row: response.row,
+                prompt_ids: response.prompt,
+                chosen_ids: response.answer,
+                rejected_ids: Some(response.rejected),
+                segment: Some(response.segment),
+                weights_version: Some(model.version),
+                seed: Some(response.seed),
+            };
+            outputs.push("pairs", Record::Pair(Arc::new(pair)));
+        }
+        let mut metrics = Metrics::default();
+        let mut set = |name: &str, value: f64| metrics.values.insert(format!("{}/{name}", self.node), value);
+        set("generated_tokens", tokens as f64);
+        set("ended_share", ended as f64 / responses as f64);
+        set("tokens/s", tokens as f64 / seconds);
+        outputs.push("metrics", Record::Metrics(Arc::new(metrics)));
+        Ok(outputs)
+    }
+}
+
+impl Define for SegmentSampler {
+    const NAME: &'static str = "segment_sampler";
+    const SUMMARY: &'static str = "Rewrites a segment of each answer with a model, which makes the rejected response.";
+    const DOCS: &'static str = "\
+For a prompt and its answer of C tokens (EOS included), n = min(segment_tokens, C) tokens from a random start s are
+generated anew after the prompt and the answer's first s tokens. If EOS is among them the response ends there, else
+the answer's own tail follows. That is the rejected response; the answer is the chosen one. The start leaves at least
+three tokens after the segment, where the answer has them. With `segment_tokens: all` the whole response is generated,
+up to max_length.
+
+The weights come over a feedback edge from the EMA model (SAPO), the learner (on-policy) or anything else that emits
+weights. All random draws are functions of (seed, node, step, response, token).
+
+State: none. Errors: none of its own; a prompt and answer that are too long are cut (`max_length`).
+Metrics: NODE/generated_tokens, NODE/ended_share (responses that ended in EOS), NODE/tokens/s.";
+    const EXAMPLE: &'static str = "\
+prompts: {op: prompt_source, with: {path: data/chat.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
+segments:
+  op: segment_sampler
+  in:
+    prompts: prompts
+    weights: {from: ema, feedback: {max_staleness: 0}}
+  with: {segment_tokens: 256, temperature: 0.7, top_k: 50, top_p: 0.95}
+batches: {op: batcher, in: segments, with: {batch_size: 8, max_length: 2048}}
+learner: {op: preference_learner, in: batches, with: {model: models/smollm2-135m-instruct, objective: orpo, learning_rate: 5e-6}}
+ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
+";
+    const INPUTS: &'static [PortSpec] = &[
+        PortSpec::new("prompts", &[PortType::Prompts], "Prompts with the answers to rewrite.").many(),
+        PortSpec::new("weights", &[PortType::Weights], "The model that writes."),
+    ];
+    const OUTPUTS: &'static [PortSpec] = &[
+        PortSpec::new("pairs", &[PortType::Pairs], "The answer as chosen, the rewritten one as rejected."),
+        PortSpec::new("metrics", &[PortType::Metrics], "Tokens generated, and how fast."),
+    ];
+    const PLACEMENT: Placement = Placement::Device;
+    type Config = SegmentSamplerConfig;
+
+    fn check(config: &Self::Config) -> Vec<ConfigIssue> {
+        let mut issues = Vec::new();
+        let mut expect = |good: bool, key: &str, message: String| {
+            if !good {
+                issues.push(ConfigIssue::new(key, message));
+            }
+        };
+        expect(
+            config.segment_tokens != SegmentTokens::AtMost(0),
+            "segment_tokens",
+            "expected a number above 0 or `all`, found 0".into(),
+        );
+        for (key, value) in
+            [("responses_per_prompt", config.responses_per_prompt), ("sample_every", config.sample_every as usize)]
+        {
+            expect(value > 0, key, "expected a number above 0, found 0".into());
+        }
+        let temperature = config.temperature;
+        expect(temperature > 0.0, "temperature", format!("expected a number above 0, found {temperature}"));
+        let top_p = config.top_p;
+        expect(top_p > 0.0 && top_p <= 1.0, "top_p", format!("expected a number above 0 and up to 1, found {top_p}"));
+        expect(
+            config.max_prompt_tokens < config.max_length,
+            "max_prompt_tokens",
+            format!("expected less than max_length {}, found {}", config.max_length, config.max_prompt_tokens),
+        );
+        issues
+    }
+
+    fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
+        Ok(SegmentSampler {
+            settings: RewriteSettings {
+                segment_tokens: config.segment_tokens,
+                max_length: config.max_length,
+                max_prompt_tokens: config.max_prompt_tokens,
+                truncation: config.truncation,
+                temperature: config.temperature,
+                top_k: config.top_k,
+                top_p: config.top_p,
+                responses_per_prompt: config.responses_per_prompt,
+            },
+            sample_every: config.sample_every,
+            node: context.node.into(),
+            random: Draws::new(context.run.seed, context.node),
+            compute: compute(context.run),
+            threads: context.threads,
+        })
+    }
+}

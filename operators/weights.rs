@@ -1,0 +1,141 @@
+//! Model weights shared between the operators of a process.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sapo_flow_engine::record::{Record, Weights};
+use sapo_flow_engine::{OperatorError, Outputs};
+use sapo_flow_training::model::{Decoder, SourceFiles};
+use sapo_flow_training::parameters::ParameterSet;
+use tch::Device;
+
+/// One version of a model's weights: what the handle of a [`Weights`] record points at.
+pub struct SharedWeights {
+    /// The architecture.
+    pub decoder: Arc<Decoder>,
+    /// The weights, float32, without gradients.
+    pub parameters: ParameterSet,
+    /// Tokenizer and chat template, to be saved with the weights.
+    pub files: Arc<SourceFiles>,
+    /// How many updates the weights have had.
+    pub version: u64,
+}
+
+// SAFETY: libtorch allows any number of threads to read a tensor at the same time. Nothing writes to these: whoever
+// shares them writes only through `Versions::exclusive`, which `Arc::get_mut` grants when nobody else holds them.
+unsafe impl Sync for SharedWeights {}
+
+/// The tensors a record points at.
+///
+/// # Errors
+/// When the record lost its handle on the way, or points at something else.
+pub fn shared(weights: &Weights) -> Result<Arc<SharedWeights>, OperatorError> {
+    let handle = weights.handle.clone().ok_or_else(|| format!("{weights:?} cannot be read in this process"))?;
+    handle.downcast().map_err(|_| format!("{weights:?} does not hold a model's tensors").into())
+}
+
+/// The versions of one model that may still be read: the newest, and as many older ones as feedback edges delay.
+pub struct Versions {
+    model: String,
+    keep: usize,
+    kept: VecDeque<Arc<SharedWeights>>,
+}
+
+impl Versions {
+    /// No version yet, of the model of a node, of which `keep` versions are kept.
+    pub fn new(node: &str, keep: u64) -> Self {
+        Versions { model: node.into(), keep: keep as usize, kept: VecDeque::new() }
+    }
+
+    /// Add the newest version.
+    pub fn push(&mut self, weights: SharedWeights) {
+        self.kept.push_back(Arc::new(weights));
+        while self.kept.len() > self.keep {
+            self.kept.pop_front();
+        }
+    }
+
+    /// The newest version.
+    pub fn newest(&self) -> Option<&Arc<SharedWeights>> {
+        self.kept.back()
+    }
+
+    /// The newest version for writing, if it needs to stay readable for nobody.
+    pub fn exclusive(&mut self) -> Option<&mut SharedWeights> {
+        if self.keep > 1 {
+            return None;
+        }
+        Arc::get_mut(self.kept.back_mut()?)
+    }
+
+    /// Emit the newest version on port `weights`.
+    pub fn emit(&self, outputs: &mut Outputs) {
+        if let Some(newest) = self.newest() {
+            let weights = Weights { model: self.model.clone(), version: newest.version, handle: Some(newest.clone()) };
+            outputs.push("weights", Record::Weights(weights));
+        }
+    }
+
+    /// Write all versions that are kept.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn snapshot(&self, directory: &Path) -> Result<(), OperatorError> {
+        write(self.kept.iter(), directory)
+    }
+
+    /// Write all versions that are kept but the newest.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn snapshot_older(&self, directory: &Path) -> Result<(), OperatorError> {
+        write(self.kept.iter().rev().skip(1), directory)
+    }
+
+    /// Read the versions that [`snapshot`](Self::snapshot) wrote.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn restore(&mut self, directory: &Path, like: &SharedWeights, device: Device) -> Result<(), OperatorError> {
+        let mut versions: Vec<u64> = std::fs::read_dir(directory)?
+            .filter_map(|entry| {
+                entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
+            })
+            .collect();
+        versions.sort_unstable();
+        for version in versions {
+            let parameters = ParameterSet::read(&file(directory, version), device)?;
+            self.push(SharedWeights { decoder: like.decoder.clone(), parameters, files: like.files.clone(), version });
+        }
+        Ok(())
+    }
+
+    /// Point a record of ours at its version again.
+    ///
+    /// # Errors
+    /// When that version is not kept.
+    pub fn reattach(&self, record: &mut Record) -> Result<(), OperatorError> {
+        if let Record::Weights(weights) = record {
+            let kept = self.kept.iter().find(|kept| kept.version == weights.version);
+            let kept =
+                kept.ok_or_else(|| format!("the checkpoint has no version {} of the weights", weights.version))?;
+            weights.handle = Some(kept.clone());
+        }
+        Ok(())
+    }
+}
+
+fn write<'a>(versions: impl Iterator<Item = &'a Arc<SharedWeights>>, directory: &Path) -> Result<(), OperatorError> {
+    for weights in versions {
+        weights.parameters.write(&file(directory, weights.version), None)?;
+    }
+    Ok(())
+}
+
+const PREFIX: &str = "version-";
+const SUFFIX: &str = ".safetensors";
+
+fn file(directory: &Path, version: u64) -> PathBuf {
+    directory.join(format!("{PREFIX}{version}{SUFFIX}"))
+}
