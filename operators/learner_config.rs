@@ -1,6 +1,7 @@
 //! What `preference_learner` takes under `with`, and what the training core makes of it.
 
 use sapo_flow_engine::operator::ConfigIssue;
+use sapo_flow_training::learner::LayoutKind;
 use sapo_flow_training::objectives::{DpoLoss, NllScope, Objective};
 use sapo_flow_training::optim::{Rule, ScheduleKind, Warmup};
 use schemars::JsonSchema;
@@ -68,6 +69,16 @@ pub enum ScheduleName {
     Constant,
 }
 
+/// How pairs stand in a forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LayoutName {
+    /// What both responses begin with once, and no padding.
+    SharedPrefix,
+    /// Each response in a padded row of its own.
+    Padded,
+}
+
 /// What `preference_learner` takes under `with`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -107,6 +118,10 @@ pub struct PreferenceLearnerConfig {
     pub warmup_ratio: Option<f64>,
     /// Gradients are scaled down to this norm where theirs is larger; absent: never.
     pub max_grad_norm: Option<f64>,
+    /// How pairs stand in a forward pass: shared_prefix computes what both responses begin with once, padded is the
+    /// plain way. Both give the same update.
+    #[serde(default = "default_layout")]
+    pub layout: LayoutName,
     /// Recompute each layer's activations in the backward pass: less memory, about a third more time.
     #[serde(default)]
     pub gradient_checkpointing: bool,
@@ -119,6 +134,10 @@ pub struct PreferenceLearnerConfig {
 
 fn default_optimizer() -> OptimizerName {
     OptimizerName::Adamw
+}
+
+fn default_layout() -> LayoutName {
+    LayoutName::SharedPrefix
 }
 
 fn default_schedule() -> ScheduleName {
@@ -159,6 +178,14 @@ impl PreferenceLearnerConfig {
             }
             OptimizerName::Rmsprop => Rule::Rmsprop { alpha: self.alpha.unwrap_or(0.99), eps, weight_decay },
             OptimizerName::Sgd => Rule::Sgd { weight_decay },
+        }
+    }
+
+    /// How pairs stand in a forward pass.
+    pub fn layout(&self) -> LayoutKind {
+        match self.layout {
+            LayoutName::SharedPrefix => LayoutKind::SharedPrefix,
+            LayoutName::Padded => LayoutKind::Padded,
         }
     }
 

@@ -62,7 +62,7 @@ impl PreferenceLearner {
         let examples: Vec<Example> = batches.iter().flat_map(|batch| examples(batch)).collect();
         let most = batches.iter().map(|batch| batch.pairs.len()).max().unwrap_or(0);
         let began = Instant::now();
-        let values = match self.learner()?.step_in_parts(&examples, most) {
+        let values = match self.learner()?.step(&examples, most) {
             Ok(values) => values,
             Err(error @ Error::NonFinite { .. }) => {
                 let path = self.write_failure(step, batches, &error)?;
@@ -227,7 +227,7 @@ learner:
             learning_rate: config.learning_rate,
             schedule: Schedule::new(kind, warmup, context.total_steps)?,
             max_grad_norm: config.max_grad_norm,
-            micro_batch_size: None,
+            layout: config.layout(),
             gradient_checkpointing: config.gradient_checkpointing,
             freeze: config.freeze.clone(),
             compute: compute(context.run),

@@ -1,13 +1,13 @@
 //! How sequences stand in a forward pass, and which of its hidden states predict tokens that a loss needs.
 //!
-//! The rest of the learner knows a layout only through its fields, so another way to lay sequences out (responses
-//! packed behind a prompt that they share) is another function that makes one.
+//! The rest of the learner knows a layout only through its fields, so another way to lay sequences out is another
+//! function that makes one.
 
 use tch::Tensor;
 
 use super::example::Sequence;
 use crate::Result;
-use crate::model::{Decoder, ModelInput};
+use crate::model::{AttentionMask, Decoder, ModelInput, SharedPrefix};
 
 /// Sequences laid out for one forward pass. "Rows" are predictions: a hidden state, and the token that comes next.
 pub(super) struct Layout {
@@ -25,37 +25,137 @@ pub(super) struct Layout {
     pub counted: Tensor,
 }
 
+/// Which of the two layouts a learner uses. Both give the same losses and gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LayoutKind {
+    /// An example's responses behind the tokens that both begin with, all examples in one row: nothing is padded, and
+    /// nothing that both responses share is computed twice.
+    #[default]
+    SharedPrefix,
+    /// Each response with its prompt in a row of its own, padded to the longest: the plain way.
+    Padded,
+}
+
+/// Lays out chosen sequences and the rejected ones that go with them, where there are any. In the layout's `responses` come
+/// all chosen ones, then the rejected ones.
+pub(super) fn lay_out(
+    kind: LayoutKind,
+    decoder: &Decoder,
+    chosen: &[Sequence],
+    rejected: &[Option<Sequence>],
+) -> Result<Layout> {
+    match kind {
+        LayoutKind::SharedPrefix => shared_prefix(decoder, chosen, rejected),
+        LayoutKind::Padded => {
+            padded(decoder, &chosen.iter().chain(rejected.iter().flatten()).copied().collect::<Vec<_>>())
+        }
+    }
+}
+
+/// Predictions under construction.
+#[derive(Default)]
+struct Predictions {
+    rows: Vec<i64>,
+    targets: Vec<i64>,
+    counted: Vec<f32>,
+    /// For each sequence, the spans of rows that belong to its response.
+    spans: Vec<Vec<std::ops::Range<usize>>>,
+}
+
+impl Predictions {
+    fn push(&mut self, row: usize, target: u32, counted: bool) {
+        self.rows.push(row as i64);
+        self.targets.push(i64::from(target));
+        self.counted.push(if counted { 1.0 } else { 0.0 });
+    }
+
+    fn finish(self, decoder: &Decoder, input: ModelInput) -> Result<Layout> {
+        let count = self.rows.len();
+        let mut responses = vec![0.0f32; self.spans.len() * count];
+        let mut tokens = Vec::with_capacity(self.spans.len());
+        for (index, spans) in self.spans.iter().enumerate() {
+            for span in spans {
+                responses[index * count..][span.clone()].fill(1.0);
+            }
+            tokens.push(spans.iter().map(|span| span.len()).sum::<usize>() as f32);
+        }
+        let device = decoder.device;
+        Ok(Layout {
+            input,
+            rows: Tensor::f_from_slice(&self.rows)?.f_to_device(device)?,
+            targets: Tensor::f_from_slice(&self.targets)?.f_to_device(device)?,
+            responses: Tensor::f_from_slice(&responses)?
+                .f_view([self.spans.len() as i64, count as i64])?
+                .f_to_device(device)?,
+            response_tokens: Tensor::f_from_slice(&tokens)?.f_to_device(device)?,
+            counted: Tensor::f_from_slice(&self.counted)?.f_to_device(device)?,
+        })
+    }
+}
+
 /// One sequence in each row of the batch, padded at the right.
-pub(super) fn padded(decoder: &Decoder, sequences: &[Sequence]) -> Result<Layout> {
+fn padded(decoder: &Decoder, sequences: &[Sequence]) -> Result<Layout> {
     let width = sequences.iter().map(Sequence::len).max().unwrap_or(0);
-    let (mut rows, mut targets, mut counted, mut spans) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut predictions = Predictions::default();
+    let mut all_ids = Vec::with_capacity(sequences.len());
     for (index, sequence) in sequences.iter().enumerate() {
         let ids = sequence.ids();
         let (response, nll) = (sequence.first_response(), sequence.first_nll().unwrap_or(ids.len()));
-        for (position, &id) in ids.iter().enumerate().skip(response.min(nll)) {
-            rows.push((index * width + position - 1) as i64);
-            targets.push(i64::from(id));
-            counted.push(if position >= nll { 1.0f32 } else { 0.0 });
+        for position in response.min(nll)..ids.len() {
+            predictions.push(index * width + position - 1, ids[position], position >= nll);
         }
         // The response's rows are the sequence's last.
-        spans.push(rows.len() - sequence.response_tokens()..rows.len());
+        let end = predictions.rows.len();
+        predictions.spans.push(vec![end - sequence.response_tokens()..end]);
+        all_ids.push(ids);
     }
-    let mut responses = vec![0.0f32; sequences.len() * rows.len()];
-    for (index, span) in spans.iter().enumerate() {
-        responses[index * rows.len()..][span.clone()].fill(1.0);
+    predictions.finish(decoder, decoder.input(&all_ids)?)
+}
+
+/// All pairs in one row, without padding: of each pair the tokens that both sequences begin with, the rest of the chosen
+/// one, the rest of the rejected one.
+fn shared_prefix(decoder: &Decoder, chosen: &[Sequence], rejected: &[Option<Sequence>]) -> Result<Layout> {
+    let mut predictions = Predictions::default();
+    let (mut ids, mut positions, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut rejected_spans = Vec::new();
+    for (sequence, other) in chosen.iter().zip(rejected) {
+        let start = ids.len();
+        let first = sequence.ids();
+        let (response, nll) = (sequence.first_response(), sequence.first_nll().unwrap_or(first.len()));
+        let from = response.min(nll);
+        let first_row = predictions.rows.len();
+        for position in from..first.len() {
+            predictions.push(start + position - 1, first[position], position >= nll);
+        }
+        let row_of = |position: usize| first_row + position - from;
+        predictions.spans.push(vec![row_of(response)..row_of(first.len())]);
+        ids.extend(first.iter().map(|&id| i64::from(id)));
+        positions.extend(0..first.len() as i64);
+
+        let (mut shared, mut own) = (first.len(), 0);
+        if let Some(other) = other {
+            let second = other.ids();
+            shared = first.iter().zip(&second).take_while(|(left, right)| left == right).count();
+            own = second.len() - shared;
+            let begins = other.first_response();
+            let own_row = predictions.rows.len();
+            for position in begins.max(shared)..second.len() {
+                // The last shared token predicts the first one of the second sequence's own.
+                let before = if position == shared { start + shared } else { start + first.len() + position - shared };
+                predictions.push(before - 1, second[position], false);
+            }
+            rejected_spans.push(vec![row_of(begins.min(shared))..row_of(shared), own_row..predictions.rows.len()]);
+            ids.extend(second[shared..].iter().map(|&id| i64::from(id)));
+            positions.extend(shared as i64..second.len() as i64);
+        }
+        pairs.push(SharedPrefix { shared: shared as i64, first: first.len() as i64, second: own as i64 });
     }
-    let tokens: Vec<f32> = spans.iter().map(|span| span.len() as f32).collect();
-    let ids: Vec<Vec<u32>> = sequences.iter().map(Sequence::ids).collect();
-    Ok(Layout {
-        input: decoder.input(&ids)?,
-        responses: Tensor::f_from_slice(&responses)?
-            .f_view([sequences.len() as i64, rows.len() as i64])?
-            .f_to_device(decoder.device)?,
-        rows: Tensor::f_from_slice(&rows)?.f_to_device(decoder.device)?,
-        targets: Tensor::f_from_slice(&targets)?.f_to_device(decoder.device)?,
-        response_tokens: Tensor::f_from_slice(&tokens)?.f_to_device(decoder.device)?,
-        counted: Tensor::f_from_slice(&counted)?.f_to_device(decoder.device)?,
-    })
+    predictions.spans.extend(rejected_spans);
+    let row = |values: &[i64]| -> Result<Tensor> {
+        Ok(Tensor::f_from_slice(values)?.f_unsqueeze(0)?.f_to_device(decoder.device)?)
+    };
+    let input = ModelInput { ids: row(&ids)?, positions: row(&positions)?, mask: AttentionMask::Pairs(pairs) };
+    predictions.finish(decoder, input)
 }
 
 impl Layout {

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 pub use example::Example;
+pub use layout::LayoutKind;
 pub use scoring::{ExampleScore, ResponseScore, reference_logps, score};
 
 use crate::logps::Head;
@@ -56,8 +57,8 @@ pub struct LearnerSettings {
     pub schedule: Schedule,
     /// The largest global norm of gradients that is let through; none: any.
     pub max_grad_norm: Option<f64>,
-    /// Examples in a forward and backward pass; none: the whole batch. Changes memory and speed, not the update.
-    pub micro_batch_size: Option<usize>,
+    /// How examples stand in a forward pass. Changes memory and speed, not the update.
+    pub layout: LayoutKind,
     /// Compute activations again in the backward pass, one layer at a time, instead of keeping them.
     pub gradient_checkpointing: bool,
     /// Name patterns of parameters that stay as they are; `*` stands for any text.
@@ -92,9 +93,6 @@ impl Learner {
         settings.objective.check()?;
         check_positive("learning_rate", Some(settings.learning_rate))?;
         check_positive("max_grad_norm", settings.max_grad_norm)?;
-        if settings.micro_batch_size == Some(0) {
-            return Err(Error::Argument("micro_batch_size: expected at least 1, found 0".into()));
-        }
         if let Some((name, tensor)) = parameters.iter().find(|(_, tensor)| tensor.kind() != Kind::Float) {
             let message = format!("weights to train: expected f32, found `{name}` of kind {:?}", tensor.kind());
             return Err(Error::Argument(message));
@@ -120,13 +118,9 @@ impl Learner {
         self.optimizer.steps()
     }
 
-    /// One update.
-    pub fn step(&mut self, examples: &[Example]) -> Result<StepMetrics> {
-        self.step_in_parts(examples, self.settings.micro_batch_size.unwrap_or(examples.len()))
-    }
-
-    /// One update, with so many examples in a forward and backward pass. That changes memory and speed, not the update.
-    pub fn step_in_parts(&mut self, examples: &[Example], micro_batch_size: usize) -> Result<StepMetrics> {
+    /// One update, with `micro_batch_size` examples in a forward and backward pass. That number changes memory and speed,
+    /// not the update.
+    pub fn step(&mut self, examples: &[Example], micro_batch_size: usize) -> Result<StepMetrics> {
         self.check(examples)?;
         let step = self.steps();
         let totals = Totals::of(examples, &self.settings.objective);
@@ -148,13 +142,14 @@ impl Learner {
     /// The gradients of the batch's loss, for every parameter that is trained, by name, and its metrics.
     ///
     /// The policy stays as it is.
-    pub fn loss_gradients(&self, examples: &[Example]) -> Result<(StepMetrics, Vec<(String, Tensor)>)> {
+    pub fn loss_gradients(
+        &self,
+        examples: &[Example],
+        micro_batch_size: usize,
+    ) -> Result<(StepMetrics, Vec<(String, Tensor)>)> {
         self.check(examples)?;
-        let (gradients, outcomes) = self.gradients(
-            examples,
-            &Totals::of(examples, &self.settings.objective),
-            self.settings.micro_batch_size.unwrap_or(examples.len()),
-        )?;
+        let totals = Totals::of(examples, &self.settings.objective);
+        let (gradients, outcomes) = self.gradients(examples, &totals, micro_batch_size)?;
         let metrics = read_metrics(&outcomes, &global_norm(&gradients)?)?;
         let names = trained(&self.parameters, &self.frozen).into_iter().map(|(name, _)| name);
         Ok((metrics, names.zip(gradients).collect()))
@@ -189,6 +184,7 @@ impl Learner {
             decoder: &self.decoder,
             objective: &self.settings.objective,
             compute: self.settings.compute,
+            layout: self.settings.layout,
             checkpointing: self.settings.gradient_checkpointing,
             leaves: &leaves,
             head: &head,

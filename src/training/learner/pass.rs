@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::Example;
 use super::example::Sequence;
-use super::layout::{Layout, padded};
+use super::layout::{Layout, LayoutKind, lay_out};
 use crate::Result;
 use crate::logps::{Head, KEPT_BYTES};
 use crate::model::checkpointing::send_back;
@@ -26,7 +26,7 @@ pub(super) struct Totals {
 impl Totals {
     pub fn of(examples: &[Example], objective: &Objective) -> Self {
         let chosen: Vec<Sequence> = examples.iter().map(|example| example.chosen(objective.nll())).collect();
-        let rejected = rejected(examples, objective);
+        let rejected: Vec<Sequence> = rejected(examples, objective).into_iter().flatten().collect();
         let response_tokens =
             |sequences: &[Sequence]| -> usize { sequences.iter().map(|sequence| sequence.response_tokens()).sum() };
         Totals {
@@ -39,12 +39,9 @@ impl Totals {
     }
 }
 
-/// The rejected responses, if the objective looks at them.
-fn rejected<'a>(examples: &'a [Example], objective: &Objective) -> Vec<Sequence<'a>> {
-    if !objective.needs_rejected() {
-        return Vec::new();
-    }
-    examples.iter().filter_map(Example::rejected).collect()
+/// Each example's rejected response, if the objective looks at them.
+fn rejected<'a>(examples: &'a [Example], objective: &Objective) -> Vec<Option<Sequence<'a>>> {
+    examples.iter().map(|example| example.rejected().filter(|_| objective.needs_rejected())).collect()
 }
 
 /// What a pass reports; its gradients are in the leaves' `grad` and in the head's.
@@ -60,6 +57,7 @@ pub(super) struct Pass<'a> {
     pub decoder: &'a Decoder,
     pub objective: &'a Objective,
     pub compute: Compute,
+    pub layout: LayoutKind,
     /// Keep one layer's activations, and compute the others again.
     pub checkpointing: bool,
     /// The policy's parameters as leaves of this step's graph.
@@ -72,9 +70,8 @@ impl Pass<'_> {
     /// Forward and backward on a part of the batch: adds its gradients to the leaves', and the head's own share to
     /// `head_gradient`, where there is one.
     pub fn run(&self, examples: &[Example], head_gradient: Option<&mut Tensor>) -> Result<Outcome> {
-        let mut sequences: Vec<_> = examples.iter().map(|example| example.chosen(self.objective.nll())).collect();
-        sequences.extend(rejected(examples, self.objective));
-        let layout = padded(self.decoder, &sequences)?;
+        let chosen: Vec<_> = examples.iter().map(|example| example.chosen(self.objective.nll())).collect();
+        let layout = lay_out(self.layout, self.decoder, &chosen, &rejected(examples, self.objective))?;
         if self.checkpointing {
             let (hidden, tape) = self.decoder.hidden_states_checkpointed(self.leaves, &layout.input, &self.compute)?;
             let (outcome, gradient) = self.loss(&hidden, &layout, examples, head_gradient)?;

@@ -1,9 +1,10 @@
 //! Log-probabilities of examples' responses under a model that is not being trained.
 
-use tch::{Kind, Tensor, no_grad};
+use tch::{Kind, no_grad};
 
 use super::Example;
-use super::layout::padded;
+use super::example::Sequence;
+use super::layout::{LayoutKind, lay_out};
 use crate::Result;
 use crate::logps::Head;
 use crate::model::{Compute, Decoder};
@@ -48,34 +49,26 @@ pub fn score(
     if examples.is_empty() {
         return Ok(Vec::new());
     }
-    let sequences: Vec<Vec<_>> = examples
-        .chunks(micro_batch_size.max(1))
-        .map(|part| {
-            let each = part.iter().map(|example| std::iter::once(example.chosen(None)).chain(example.rejected()));
-            each.flatten().collect()
-        })
-        .collect();
-    let sums = no_grad(|| {
-        let head = Head::new(decoder, parameters, compute)?;
-        let part_sums = sequences.iter().map(|part| {
-            let layout = padded(decoder, part)?;
+    let head = no_grad(|| Head::new(decoder, parameters, compute))?;
+    let mut scores = Vec::with_capacity(examples.len());
+    for part in examples.chunks(micro_batch_size.max(1)) {
+        let chosen: Vec<_> = part.iter().map(|example| example.chosen(None)).collect();
+        let rejected: Vec<_> = part.iter().map(Example::rejected).collect();
+        let layout = lay_out(LayoutKind::SharedPrefix, decoder, &chosen, &rejected)?;
+        let sums = no_grad(|| {
             let hidden = decoder.hidden_states(parameters, &layout.input, None, compute)?;
             let logps = head.logps(&layout.predicting(&hidden)?, &layout.targets)?;
-            Ok(layout.responses.f_mv(&logps)?)
-        });
-        let sums = Tensor::f_cat(&part_sums.collect::<Result<Vec<_>>>()?, 0)?;
-        Ok::<_, crate::Error>(Vec::<f32>::try_from(sums.f_to_kind(Kind::Float)?)?)
-    })?;
-    let mut scores = sequences
-        .iter()
-        .flatten()
-        .zip(sums)
-        .map(|(sequence, logps)| ResponseScore { logps, tokens: sequence.response_tokens() });
-    let mut next = || scores.next().expect("every sequence has a sum");
-    Ok(examples
-        .iter()
-        .map(|example| ExampleScore { chosen: next(), rejected: example.rejected_ids.is_some().then(&mut next) })
-        .collect())
+            Ok::<_, crate::Error>(Vec::<f32>::try_from(layout.responses.f_mv(&logps)?.f_to_kind(Kind::Float)?)?)
+        })?;
+        let score = |sequence: &Sequence, logps: f32| ResponseScore { logps, tokens: sequence.response_tokens() };
+        let (of_chosen, of_rejected) = sums.split_at(part.len());
+        let mut of_rejected = of_rejected.iter();
+        for ((chosen, rejected), &logps) in chosen.iter().zip(&rejected).zip(of_chosen) {
+            let rejected = rejected.as_ref().and_then(|sequence| Some(score(sequence, *of_rejected.next()?)));
+            scores.push(ExampleScore { chosen: score(chosen, logps), rejected });
+        }
+    }
+    Ok(scores)
 }
 
 /// Summed log-probabilities of every example's chosen and rejected response under a reference model, in nats; 0 for a

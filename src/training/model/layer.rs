@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::ModelConfig;
-use super::mask::{LayerMask, LayerMasks};
+use super::mask::{LayerMask, LayerMasks, PairMask};
 use super::rope::Rotation;
 use crate::Result;
 use crate::generate::KvCache;
@@ -91,6 +91,9 @@ impl Pass<'_> {
 /// Attention of `query` (batch, heads, queries, head_dim) to `key` and `value` (batch, key heads, keys, head_dim), where
 /// groups of consecutive query heads share a key head.
 fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: &LayerMask) -> Result<Tensor> {
+    if let LayerMask::Pairs(pairs) = mask {
+        return attend_in_pairs(query, key, value, pairs);
+    }
     let (batch, heads, queries, head_dim) = query.size4()?;
     let (_, key_heads, keys, _) = key.size4()?;
     let group = heads / key_heads;
@@ -109,11 +112,36 @@ fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: &LayerMask) -> Res
     dot_product_attention(query, &repeat(key)?, &repeat(value)?, mask)
 }
 
+/// The same within each pair of sequences: the first attends to itself, the second's own tokens to the shared ones and to
+/// themselves.
+fn attend_in_pairs(query: &Tensor, key: &Tensor, value: &Tensor, pairs: &[PairMask]) -> Result<Tensor> {
+    let sizes: Vec<i64> =
+        pairs.iter().flat_map(|PairMask { pair, .. }| [pair.shared, pair.first - pair.shared, pair.second]).collect();
+    // Splits, not slices: the gradient of all parts is then put together once.
+    let split = |tensor: &Tensor| tensor.f_split_with_sizes(&sizes[..], 2);
+    let (queries, keys, values) = (split(query)?, split(key)?, split(value)?);
+    let mut attended = Vec::with_capacity(2 * pairs.len());
+    for (index, mask) in pairs.iter().enumerate() {
+        let of = |parts: &[Tensor], which: [usize; 2]| {
+            Tensor::f_cat(&which.map(|part| parts[3 * index + part].shallow_clone()), 2)
+        };
+        let (shared_and_first, shared_and_second) = ([0, 1], [0, 2]);
+        let (key, value) = (of(&keys, shared_and_first)?, of(&values, shared_and_first)?);
+        attended.push(attend(&of(&queries, shared_and_first)?, &key, &value, &mask.first)?);
+        if mask.pair.second > 0 {
+            let (key, value) = (of(&keys, shared_and_second)?, of(&values, shared_and_second)?);
+            attended.push(attend(&queries[3 * index + 2], &key, &value, &mask.second)?);
+        }
+    }
+    Ok(Tensor::f_cat(&attended, 2)?)
+}
+
 fn dot_product_attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: &LayerMask) -> Result<Tensor> {
     let (mask, causal) = match mask {
         LayerMask::Everything => (None, false),
         LayerMask::Causal => (None, true),
         LayerMask::Additive(mask) => (Some(mask), false),
+        LayerMask::Pairs(_) => return Err(crate::Error::Argument("pairs within a pair".into())),
     };
     Ok(Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, None, false)?)
 }

@@ -25,6 +25,20 @@ pub enum AttentionMask {
     /// Bool, (batch or 1, 1, queries, keys), true where the query attends to the key; keys are the cached tokens and
     /// then the input's own. Every query, padding too, must attend to something.
     Dense(Tensor),
+    /// One row that holds these pairs of sequences, one after the other. No pair sees another, and nothing is cached.
+    Pairs(Vec<SharedPrefix>),
+}
+
+/// Two sequences that begin alike, laid out as: the tokens both begin with, the rest of the first, the rest of the
+/// second. Attention works on each part by itself, so that nothing is padded and nothing computed twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedPrefix {
+    /// Tokens both begin with.
+    pub shared: i64,
+    /// Tokens of the first sequence, the shared ones included.
+    pub first: i64,
+    /// Tokens of the second behind the shared ones; 0 where there is no second, or nothing more of it.
+    pub second: i64,
 }
 
 impl ModelInput {
@@ -54,6 +68,16 @@ impl ModelInput {
             let found = self.positions.size();
             return Err(Error::Argument(format!("positions: expected shape {:?}, found {found:?}", [batch, tokens])));
         }
+        if let AttentionMask::Pairs(pairs) = &self.mask {
+            let held: i64 = pairs.iter().map(|pair| pair.first + pair.second).sum();
+            let whole = pairs.iter().all(|pair| 0 <= pair.shared && pair.shared <= pair.first && pair.first > 0);
+            if batch != 1 || cached != 0 || held != tokens || !whole {
+                return Err(Error::Argument(format!(
+                    "attention mask: expected one row of {tokens} tokens in pairs, nothing cached, found {batch} rows, \
+                     {cached} cached, and pairs {pairs:?}"
+                )));
+            }
+        }
         if let AttentionMask::Dense(mask) = &self.mask {
             let (size, rest) = (mask.size(), [1, tokens, cached + tokens]);
             if size.len() != 4 || (size[0] != batch && size[0] != 1) || size[1..] != rest || mask.kind() != Kind::Bool {
@@ -76,6 +100,37 @@ pub(super) enum LayerMask {
     Causal,
     /// Added to the scores: 0 or minus infinity, (batch or 1, 1, queries, keys).
     Additive(Tensor),
+    /// Each pair by itself.
+    Pairs(Vec<PairMask>),
+}
+
+/// The masks of one pair.
+pub(super) struct PairMask {
+    pub pair: SharedPrefix,
+    /// Of the first sequence to itself.
+    pub first: LayerMask,
+    /// Of the second's own tokens to the shared ones and to themselves.
+    pub second: LayerMask,
+}
+
+impl PairMask {
+    fn new(pair: SharedPrefix, window: Option<i64>, device: Device, kind: Kind) -> Result<Self> {
+        let masked = |queries: i64, keys: i64| -> Result<LayerMask> {
+            let mut visible = causal(queries, keys, device)?;
+            if let Some(window) = window {
+                // A key as far back as the window is out of sight.
+                visible = visible.f_logical_and(&visible.f_tril(keys - queries - window)?.f_logical_not()?)?;
+            }
+            Ok(LayerMask::Additive(additive(&visible, kind)?))
+        };
+        let far = |keys: i64| window.is_some_and(|window| window < keys);
+        let first = if far(pair.first) { masked(pair.first, pair.first)? } else { LayerMask::Causal };
+        let second = match pair.second {
+            0 => LayerMask::Everything,
+            tokens => masked(tokens, pair.shared + tokens)?,
+        };
+        Ok(PairMask { pair, first, second })
+    }
 }
 
 /// The masks of a forward pass, made once for all layers.
@@ -89,7 +144,15 @@ impl LayerMasks {
         let cached = cache.map_or(0, KvCache::used);
         let (_, tokens) = input.sizes(cached)?;
         let keys = cached + tokens;
+        if let AttentionMask::Pairs(pairs) = &input.mask {
+            let masks = |window| -> Result<LayerMask> {
+                let mask = |pair: &SharedPrefix| PairMask::new(*pair, window, input.ids.device(), kind);
+                Ok(LayerMask::Pairs(pairs.iter().map(mask).collect::<Result<_>>()?))
+            };
+            return Ok(LayerMasks { full: masks(None)?, sliding: masks(window)? });
+        }
         let visible = match &input.mask {
+            AttentionMask::Pairs(_) => None,
             AttentionMask::Dense(mask) => Some(mask.shallow_clone()),
             // One query attends to all keys; the very first tokens are what plain causal attention is for.
             AttentionMask::Causal if tokens == 1 || cached == 0 => None,
@@ -118,7 +181,7 @@ impl LayerMasks {
             }
             _ => match &full {
                 LayerMask::Everything => LayerMask::Everything,
-                LayerMask::Causal => LayerMask::Causal,
+                LayerMask::Causal | LayerMask::Pairs(_) => LayerMask::Causal,
                 LayerMask::Additive(mask) => LayerMask::Additive(mask.shallow_clone()),
             },
         };

@@ -23,4 +23,4 @@ pub use checkpointing::CheckpointTape;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Compute, Decoder};
 pub use directory::{Model, SourceFiles, save};
-pub use mask::{AttentionMask, ModelInput};
+pub use mask::{AttentionMask, ModelInput, SharedPrefix};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use sapo_flow_training::Error;
-use sapo_flow_training::learner::{Example, Learner, LearnerSettings, score};
+use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, score};
 use sapo_flow_training::model::{Compute, Model};
 use sapo_flow_training::objectives::{NllScope, Objective};
 use sapo_flow_training::optim::{Schedule, ScheduleKind, Warmup};
@@ -63,10 +63,10 @@ fn a_batch_of_eight_is_two_of_four() {
     for directory in tied_and_untied() {
         let examples = eight_examples(&directory);
         for objective in [ORPO, dpo(0.1), sft] {
-            let (whole, expected) = learner(&directory, settings(objective)).loss_gradients(&examples).unwrap();
+            let (whole, expected) = learner(&directory, settings(objective)).loss_gradients(&examples, 8).unwrap();
             for size in [4, 3, 1] {
-                let settings = LearnerSettings { micro_batch_size: Some(size), ..settings(objective) };
-                let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples).unwrap();
+                let (metrics, gradients) =
+                    learner(&directory, settings(objective)).loss_gradients(&examples, size).unwrap();
                 let difference = difference(&expected, &gradients);
                 assert!(difference < 1e-5, "{objective:?} in parts of {size}: gradients differ by {difference}");
                 assert_eq!(whole.keys().collect::<Vec<_>>(), metrics.keys().collect::<Vec<_>>());
@@ -78,13 +78,45 @@ fn a_batch_of_eight_is_two_of_four() {
     }
 }
 
+/// Responses that begin alike, do not, are the beginning of each other, or are equal; a window shorter than they are.
+#[test]
+fn shared_prefixes_change_nothing() {
+    for directory in golden::models() {
+        let mut examples = eight_examples(&directory);
+        let prompt = examples[7].prompt_ids.clone();
+        let long: Vec<u32> = (0..24).map(|token| 20 + 5 * token).collect();
+        for (example, shared) in examples.iter_mut().zip([0, 1, 4, 9, 12, 15, 20, 24]) {
+            example.prompt_ids.clone_from(&prompt);
+            example.chosen_ids = [&long[..shared], &[3, 4, 5]].concat();
+            example.rejected_ids = Some([&long[..shared], &[6, 7]].concat());
+        }
+        examples[1].rejected_ids = Some(examples[1].chosen_ids[..2].to_vec());
+        examples[2].chosen_ids.truncate(3);
+        examples[3].rejected_ids = Some(examples[3].chosen_ids.clone());
+        examples[4].prompt_ids.clear();
+        for objective in [ORPO, dpo(0.1), Objective::Sft { nll: NllScope::Sequence }] {
+            let padded = LearnerSettings { layout: LayoutKind::Padded, ..settings(objective) };
+            let (plain, expected) = learner(&directory, padded).loss_gradients(&examples, 8).unwrap();
+            for checkpointing in [false, true] {
+                let settings = LearnerSettings { gradient_checkpointing: checkpointing, ..settings(objective) };
+                let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples, 3).unwrap();
+                let difference = difference(&expected, &gradients);
+                assert!(difference < 1e-5, "{}: {objective:?}: {difference}", directory.display());
+                for (name, value) in &plain {
+                    golden::assert_close(name, &[metrics[name]], &[*value], 1e-5);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn checkpointing_changes_memory_only() {
     for directory in tied_and_untied() {
         let examples = eight_examples(&directory);
-        let (_, expected) = learner(&directory, settings(ORPO)).loss_gradients(&examples).unwrap();
-        let settings = LearnerSettings { gradient_checkpointing: true, micro_batch_size: Some(4), ..settings(ORPO) };
-        let (_, gradients) = learner(&directory, settings).loss_gradients(&examples).unwrap();
+        let (_, expected) = learner(&directory, settings(ORPO)).loss_gradients(&examples, 8).unwrap();
+        let settings = LearnerSettings { gradient_checkpointing: true, ..settings(ORPO) };
+        let (_, gradients) = learner(&directory, settings).loss_gradients(&examples, 4).unwrap();
         assert!(difference(&expected, &gradients) < 1e-5);
     }
 }
@@ -93,9 +125,9 @@ fn checkpointing_changes_memory_only() {
 fn bfloat16_gradients_point_the_same_way() {
     for directory in tied_and_untied() {
         let examples = eight_examples(&directory);
-        let (whole, expected) = learner(&directory, settings(ORPO)).loss_gradients(&examples).unwrap();
+        let (whole, expected) = learner(&directory, settings(ORPO)).loss_gradients(&examples, 8).unwrap();
         let settings = LearnerSettings { compute: Compute { kind: Kind::BFloat16 }, ..settings(ORPO) };
-        let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples).unwrap();
+        let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples, 8).unwrap();
         golden::assert_close("loss", &[metrics["loss"]], &[whole["loss"]], 0.02);
         for ((name, exact), (_, found)) in expected.iter().zip(&gradients) {
             assert_eq!(found.kind(), Kind::Float, "{name}");
@@ -116,7 +148,7 @@ fn a_resumed_learner_ends_with_the_same_bytes() {
         };
         let mut straight = learner(&directory, settings.clone());
         let before = weights(&straight);
-        let metrics: Vec<_> = (0..6).map(|_| straight.step(&examples).unwrap()).collect();
+        let metrics: Vec<_> = (0..6).map(|_| straight.step(&examples, 8).unwrap()).collect();
         assert_ne!(weights(&straight), before);
         assert!(metrics[5]["loss"] < metrics[0]["loss"]);
         assert_eq!(metrics[0]["learning_rate"], 0.0);
@@ -124,11 +156,11 @@ fn a_resumed_learner_ends_with_the_same_bytes() {
 
         let saved = tempfile::tempdir().unwrap();
         let mut first = learner(&directory, settings.clone());
-        (0..3).for_each(|_| drop(first.step(&examples).unwrap()));
+        (0..3).for_each(|_| drop(first.step(&examples, 8).unwrap()));
         first.save(saved.path()).unwrap();
         let mut second = learner(&directory, settings.clone());
         second.load(saved.path()).unwrap();
-        let resumed: Vec<_> = (0..3).map(|_| second.step(&examples).unwrap()).collect();
+        let resumed: Vec<_> = (0..3).map(|_| second.step(&examples, 8).unwrap()).collect();
         assert_eq!(resumed, metrics[3..]);
         assert_eq!(weights(&second), weights(&straight));
 
@@ -148,7 +180,7 @@ fn weights_handed_out_stay_as_they_are_once_left() {
     let handed_out: ParameterSet = learner.parameters().shallow_clone();
     let before = handed_out.deep_copy();
     learner.leave_weights();
-    learner.step(&examples).unwrap();
+    learner.step(&examples, 8).unwrap();
     for ((_, before), (name, after)) in before.iter().zip(handed_out.iter()) {
         assert_eq!(before, after, "{name}");
     }
@@ -163,7 +195,7 @@ fn frozen_parameters_stay_as_they_are() {
         let settings = LearnerSettings { freeze: vec![pattern.into()], ..settings(ORPO) };
         let mut learner = learner(&directory, settings);
         let before = learner.parameters().deep_copy();
-        learner.step(&examples).unwrap();
+        learner.step(&examples, 8).unwrap();
         for ((name, before), (_, after)) in before.iter().zip(learner.parameters().iter()) {
             let frozen = name.starts_with(pattern.trim_end_matches('*'));
             assert_eq!(before == after, frozen, "{name} with {pattern} frozen");
@@ -184,7 +216,7 @@ fn a_loss_that_is_not_finite_names_its_examples_and_changes_nothing() {
     let ipo = Objective::Dpo { beta: 0.1, loss: sapo_flow_training::objectives::DpoLoss::Ipo };
     let mut learner = learner(&directory, settings(ipo));
     let before = weights(&learner);
-    match learner.step(&examples).unwrap_err() {
+    match learner.step(&examples, 8).unwrap_err() {
         Error::NonFinite { step: 0, what: "loss", examples } => assert_eq!(examples, ["example 5"]),
         other => panic!("{other}"),
     }
@@ -197,7 +229,7 @@ fn examples_that_cannot_be_learned_from_are_refused_by_name() {
     let [directory, _] = tied_and_untied();
     let good = eight_examples(&directory).swap_remove(3);
     let refused = |objective: Objective, example: Example| {
-        learner(&directory, settings(objective)).step(&[example]).unwrap_err().to_string()
+        learner(&directory, settings(objective)).step(&[example], 1).unwrap_err().to_string()
     };
     let error = refused(ORPO, Example { chosen_ids: vec![], ..good.clone() });
     assert!(error.contains("example 3, chosen response"), "{error}");
@@ -207,7 +239,7 @@ fn examples_that_cannot_be_learned_from_are_refused_by_name() {
     assert!(error.contains("example 3, reference"), "{error}");
     let error = refused(ORPO, Example { prompt_ids: vec![1, 99_999], ..good.clone() });
     assert!(error.contains("example 3, prompt") && error.contains("99999"), "{error}");
-    assert!(learner(&directory, settings(ORPO)).step(&[]).is_err());
+    assert!(learner(&directory, settings(ORPO)).step(&[], 1).is_err());
 }
 
 #[test]
@@ -232,7 +264,7 @@ fn logits_are_reported_as_means_over_response_tokens() {
     let [directory, _] = tied_and_untied();
     let example = eight_examples(&directory).swap_remove(4);
     let learner = learner(&directory, settings(ORPO));
-    let (metrics, _) = learner.loss_gradients(std::slice::from_ref(&example)).unwrap();
+    let (metrics, _) = learner.loss_gradients(std::slice::from_ref(&example), 1).unwrap();
     let compute = Compute { kind: Kind::Float };
     for (name, response) in [("chosen", &example.chosen_ids), ("rejected", example.rejected_ids.as_ref().unwrap())] {
         let row = [example.prompt_ids.as_slice(), response].concat();

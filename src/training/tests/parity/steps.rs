@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use sapo_flow_training::learner::{Example, Learner, LearnerSettings, StepMetrics, reference_logps};
+use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, StepMetrics, reference_logps};
 use sapo_flow_training::model::{Compute, Model};
 use sapo_flow_training::objectives::{DpoLoss, NllScope, Objective};
 use sapo_flow_training::optim::{Rule, Schedule, ScheduleKind, Warmup};
@@ -28,7 +28,7 @@ pub fn settings(objective: Objective) -> LearnerSettings {
         learning_rate: 1e-3,
         schedule: Schedule::new(ScheduleKind::Constant, Warmup::Steps(0), 10).unwrap(),
         max_grad_norm: None,
-        micro_batch_size: None,
+        layout: LayoutKind::SharedPrefix,
         gradient_checkpointing: false,
         freeze: Vec::new(),
         compute: Compute { kind: Kind::Float },
@@ -71,11 +71,25 @@ fn assert_metric(what: &str, metrics: &StepMetrics, name: &str, expected: &Value
     golden::assert_close(&format!("{what}, {name}"), &[metrics[name]], &[expected], tolerance);
 }
 
-/// The loss and all gradient norms of one golden case; the metrics for more to be compared.
+/// The loss and all gradient norms of one golden case, in both layouts; the metrics for more to be compared.
 fn check(what: &str, directory: &Path, objective: Objective, examples: &[Example], expected: &Value) -> StepMetrics {
+    let padded = check_in(LayoutKind::Padded, what, directory, objective, examples, expected);
+    check_in(LayoutKind::SharedPrefix, what, directory, objective, examples, expected);
+    padded
+}
+
+fn check_in(
+    layout: LayoutKind,
+    what: &str,
+    directory: &Path,
+    objective: Objective,
+    examples: &[Example],
+    expected: &Value,
+) -> StepMetrics {
+    let what = &format!("{what}, {layout:?}");
     let Model { decoder, parameters, .. } = load(directory);
-    let learner = Learner::new(decoder, parameters, settings(objective)).unwrap();
-    let (metrics, gradients) = learner.loss_gradients(examples).unwrap();
+    let learner = Learner::new(decoder, parameters, LearnerSettings { layout, ..settings(objective) }).unwrap();
+    let (metrics, gradients) = learner.loss_gradients(examples, examples.len()).unwrap();
     assert_metric(what, &metrics, "loss", &expected["loss"], LOSS_TOLERANCE);
     let norms = expected["grad_norms"].as_object().expect("a case has norms");
     assert_eq!(gradients.len(), norms.len(), "{what}: number of gradients");
