@@ -29,16 +29,30 @@ pub struct Ema {
     restore_from: Option<PathBuf>,
 }
 
+impl Ema {
+    /// Take in an update of the policy.
+    fn update(&mut self, policy: &SharedWeights) -> Result<(), OperatorError> {
+        let (decay, version) = (self.config.decay, policy.version);
+        if let Some(average) = self.versions.exclusive() {
+            ema::update(&mut average.parameters, &policy.parameters, decay)?;
+            average.version = version;
+        } else {
+            let average = self.versions.newest().ok_or("stepped before its start")?;
+            let parameters = ema::updated(&average.parameters, &policy.parameters, decay)?;
+            let (decoder, files) = (average.decoder.clone(), average.files.clone());
+            self.versions.push(SharedWeights { decoder, parameters, files, version });
+        }
+        Ok(())
+    }
+}
+
 impl Operator for Ema {
     fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         device::set_threads(self.threads);
         let weights = inputs.weights("weights").ok_or("no weights to average: `weights` must come from a learner")?;
         let policy = shared(&weights)?;
         match self.restore_from.take() {
-            Some(directory) => {
-                let device = policy.decoder.device;
-                self.versions.restore(&directory, &policy, device)?;
-            }
+            Some(directory) => self.versions.restore(&directory, &policy)?,
             None => self.versions.push(SharedWeights {
                 decoder: policy.decoder.clone(),
                 parameters: policy.parameters.deep_copy(),
@@ -54,15 +68,10 @@ impl Operator for Ema {
     fn step(&mut self, _: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
         let policy = shared(&weights)?;
-        let decay = self.config.decay;
-        if let Some(average) = self.versions.exclusive() {
-            ema::update(&mut average.parameters, &policy.parameters, decay)?;
-            average.version = policy.version;
-        } else {
-            let average = self.versions.newest().ok_or("stepped before its start")?;
-            let parameters = ema::updated(&average.parameters, &policy.parameters, decay)?;
-            let (decoder, files) = (average.decoder.clone(), average.files.clone());
-            self.versions.push(SharedWeights { decoder, parameters, files, version: policy.version });
+        let averaged = self.versions.newest().ok_or("stepped before its start")?.version;
+        // At a step without an update the average stays as it is: a version always names the same weights.
+        if policy.version != averaged {
+            self.update(&policy)?;
         }
         let mut outputs = Outputs::new();
         self.versions.emit(&mut outputs);
@@ -85,10 +94,11 @@ impl Operator for Ema {
 
 impl Define for Ema {
     const NAME: &'static str = "ema";
-    const SUMMARY: &'static str = "Averages a learner's weights over its steps.";
+    const SUMMARY: &'static str = "Averages a learner's weights over its updates.";
     const DOCS: &'static str = "\
 Keeps ema = decay * ema + (1 - decay) * policy, in float32 whatever the compute type: in bfloat16 a decay near 1 would
-never move it. The average starts as a copy of the first weights, and is emitted after every step.
+never move it. The average starts as a copy of the first weights, and is emitted after every step; at a step in which the
+learner had no pairs, and its weights no update, it stays as it is.
 
 State: the average, and as many older versions as feedback edges from here may still read; all are in checkpoints.";
     const EXAMPLE: &'static str = "\

@@ -120,7 +120,7 @@ impl Operator for PreferenceLearner {
                     files: self.files.clone(),
                     version: learner.steps(),
                 };
-                self.versions.restore(&directory.join(VERSIONS), &like, self.device)?;
+                self.versions.restore(&directory.join(VERSIONS), &like)?;
                 self.learner = Some(learner);
                 self.share()?;
             }

@@ -40,6 +40,8 @@ pub struct Reference {
     compute: Compute,
     threads: usize,
     weights: Option<Arc<SharedWeights>>,
+    /// Whether the weights are others than those of the model directory.
+    refreshed: bool,
     restore_from: Option<PathBuf>,
 }
 
@@ -60,6 +62,7 @@ impl Reference {
         let weights = weights.ok_or("refresh_every is set, but no weights arrived")?;
         if step > 0 && step.is_multiple_of(every) {
             self.weights = Some(shared(&weights)?);
+            self.refreshed = true;
         }
         Ok(())
     }
@@ -88,8 +91,11 @@ impl Operator for Reference {
         if let Some(directory) = self.restore_from.take() {
             let state: State = serde_json::from_slice(&std::fs::read(directory.join(STATE))?)?;
             if let Some(version) = state.version {
-                weights.parameters = ParameterSet::read(&directory.join(WEIGHTS), self.device)?;
+                let expected = weights.decoder.expected_parameters();
+                let path = directory.join(WEIGHTS);
+                weights.parameters = ParameterSet::load_file(&path, &expected, self.device, Kind::Float)?;
                 weights.version = version;
+                self.refreshed = true;
             }
         }
         self.weights = Some(Arc::new(weights));
@@ -108,8 +114,7 @@ impl Operator for Reference {
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
         let weights = self.weights.as_ref().ok_or("stepped before its start")?;
-        // Weights that were never refreshed are those of the model directory: version 0.
-        let version = (weights.version > 0).then_some(weights.version);
+        let version = self.refreshed.then_some(weights.version);
         std::fs::write(directory.join(STATE), serde_json::to_vec(&State { version })?)?;
         if version.is_some() {
             weights.parameters.write(&directory.join(WEIGHTS), None)?;
@@ -180,6 +185,6 @@ learner:
         }
         let device = device::parse(config.device.as_deref().unwrap_or(&context.run.device))?;
         let (compute, threads) = (compute(context.run), context.threads);
-        Ok(Reference { config, device, compute, threads, weights: None, restore_from: None })
+        Ok(Reference { config, device, compute, threads, weights: None, refreshed: false, restore_from: None })
     }
 }

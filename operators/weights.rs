@@ -8,7 +8,7 @@ use sapo_flow_engine::record::{Record, Weights};
 use sapo_flow_engine::{OperatorError, Outputs};
 use sapo_flow_training::model::{Decoder, SourceFiles};
 use sapo_flow_training::parameters::ParameterSet;
-use tch::Device;
+use tch::Kind;
 
 /// One version of a model's weights: what the handle of a [`Weights`] record points at.
 pub struct SharedWeights {
@@ -97,7 +97,8 @@ impl Versions {
     ///
     /// # Errors
     /// When a file cannot be read.
-    pub fn restore(&mut self, directory: &Path, like: &SharedWeights, device: Device) -> Result<(), OperatorError> {
+    pub fn restore(&mut self, directory: &Path, like: &SharedWeights) -> Result<(), OperatorError> {
+        let expected = like.decoder.expected_parameters();
         let mut versions: Vec<u64> = std::fs::read_dir(directory)?
             .filter_map(|entry| {
                 entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
@@ -105,7 +106,8 @@ impl Versions {
             .collect();
         versions.sort_unstable();
         for version in versions {
-            let parameters = ParameterSet::read(&file(directory, version), device)?;
+            let path = file(directory, version);
+            let parameters = ParameterSet::load_file(&path, &expected, like.decoder.device, Kind::Float)?;
             self.push(SharedWeights { decoder: like.decoder.clone(), parameters, files: like.files.clone(), version });
         }
         Ok(())

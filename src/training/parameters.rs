@@ -102,8 +102,23 @@ impl ParameterSet {
     /// The files are `model.safetensors`, or those that `model.safetensors.index.json` lists. Old checkpoints' stored
     /// rope frequencies, and a head next to tied embeddings, are skipped as transformers does.
     pub fn load(directory: &Path, expected: &[(String, Vec<i64>)], device: Device, kind: Kind) -> Result<Self> {
+        Self::load_files(directory, weight_files(directory)?, expected, device, kind)
+    }
+
+    /// Reads one file of weights like that: exactly the `expected` names and shapes, in that order.
+    pub fn load_file(path: &Path, expected: &[(String, Vec<i64>)], device: Device, kind: Kind) -> Result<Self> {
+        Self::load_files(path, vec![path.to_path_buf()], expected, device, kind)
+    }
+
+    fn load_files(
+        origin: &Path,
+        files: Vec<PathBuf>,
+        expected: &[(String, Vec<i64>)],
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self> {
         let mut sources = BTreeMap::new();
-        for path in weight_files(directory)? {
+        for path in files {
             let file = SafetensorsFile::open(&path)?;
             for (name, info) in file.metadata.tensors() {
                 sources.insert(name, (path.clone(), file.data_start, info.clone()));
@@ -111,7 +126,7 @@ impl ParameterSet {
         }
         let differences = compare(expected, &sources);
         if !differences.is_empty() {
-            return Err(Error::Tensors { path: directory.to_path_buf(), differences });
+            return Err(Error::Tensors { path: origin.to_path_buf(), differences });
         }
         let mut open = HashMap::new();
         let mut tensors = IndexMap::with_capacity(expected.len());

@@ -14,7 +14,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -46,6 +45,10 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 const IN_FLIGHT: &str = "in_flight.json";
 const LATEST: &str = "latest";
+/// The folder of a run directory that holds its checkpoints.
+const DIRECTORY: &str = "checkpoints";
+/// What the name of a checkpoint under construction begins with.
+const HALF_WRITTEN: &str = ".writing-";
 
 /// A checkpoint under construction.
 #[derive(Default)]
@@ -67,10 +70,15 @@ pub struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// For the checkpoints of one run.
-    pub fn new(graph: &Graph, options: &RunOptions) -> Self {
-        Checkpointer {
-            root: options.run_directory.join("checkpoints"),
+    /// For the checkpoints of one run. Removes what a killed process left half written in its directory.
+    ///
+    /// # Errors
+    /// When that cannot be removed.
+    pub fn new(graph: &Graph, options: &RunOptions) -> Result<Self, RunError> {
+        let root = options.run_directory.join(DIRECTORY);
+        remove_half_written(&root).map_err(|error| failed(&root, error))?;
+        Ok(Checkpointer {
+            root,
             keep: graph.run.checkpoint.keep.max(1),
             node_count: graph.nodes.len(),
             edge_names: (0..graph.edges.len()).map(|edge| edge_name(graph, edge)).collect(),
@@ -78,7 +86,7 @@ impl Checkpointer {
             events: options.events.clone(),
             pending: Mutex::new(BTreeMap::new()),
             writers: Mutex::new(Vec::new()),
-        }
+        })
     }
 
     /// The empty directory a node writes its snapshot into.
@@ -86,15 +94,7 @@ impl Checkpointer {
     /// # Errors
     /// When it cannot be made.
     pub fn node_directory(&self, step: u64, node: &str) -> Result<PathBuf, RunError> {
-        let temporary = self.temporary(step);
-        // Left over from a run that was killed while writing.
-        if let Entry::Vacant(entry) = locked(&self.pending).entry(step) {
-            if temporary.exists() {
-                fs::remove_dir_all(&temporary).map_err(|error| failed(&temporary, error))?;
-            }
-            entry.insert(Pending::default());
-        }
-        let directory = temporary.join("nodes").join(node);
+        let directory = self.temporary(step).join("nodes").join(node);
         fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
         Ok(directory)
     }
@@ -147,7 +147,7 @@ impl Checkpointer {
     }
 
     fn temporary(&self, step: u64) -> PathBuf {
-        self.root.join(format!(".writing-{}", checkpoint_name(step)))
+        self.root.join(format!("{HALF_WRITTEN}{}", checkpoint_name(step)))
     }
 }
 
@@ -222,7 +222,7 @@ impl LoadedCheckpoint {
     /// # Errors
     /// When a file is missing, truncated or altered, or the checkpoint is of another pipeline.
     pub fn latest(run_directory: &Path, graph: &Graph) -> Result<Option<Self>, RunError> {
-        let root = run_directory.join("checkpoints");
+        let root = run_directory.join(DIRECTORY);
         match fs::read_to_string(root.join(LATEST)) {
             Ok(name) => Self::load(&root.join(name.trim()), graph).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -240,6 +240,13 @@ impl LoadedCheckpoint {
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| failed(&path, error))?;
         if manifest.format != FORMAT {
             return Err(failed(&path, format!("format {FORMAT} expected, {} found", manifest.format)));
+        }
+        let name = checkpoint_name(manifest.step);
+        if !directory.ends_with(&name) {
+            return Err(failed(
+                &path,
+                format!("it is of step {}, which belongs into a directory {name}", manifest.step),
+            ));
         }
         if manifest.pipeline_sha256 != pipeline_sha256(graph) {
             return Err(failed(
@@ -279,6 +286,22 @@ impl LoadedCheckpoint {
         let records = self.in_flight.get(&name).cloned();
         records.ok_or_else(|| failed(&self.directory.join(IN_FLIGHT), format!("nothing about the edge {name}")))
     }
+}
+
+/// Remove checkpoints that were never completed.
+fn remove_half_written(root: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(HALF_WRITTEN) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// The directory name of a checkpoint, sorting by step.

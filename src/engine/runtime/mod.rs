@@ -136,7 +136,7 @@ pub fn run(graph: &Graph, options: RunOptions) -> Result<RunReport, RunError> {
     let (executors, total_steps) = build(graph, &options, &retained)?;
     let first_step = options.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
     let control = Arc::new(Control::new(graph, first_step, total_steps));
-    let checkpointer = Arc::new(Checkpointer::new(graph, &options));
+    let checkpointer = Arc::new(Checkpointer::new(graph, &options)?);
     let runners = start(graph, executors, &options, &control, &checkpointer)?;
     options.events.send(Event::RunStarted { first_step, total_steps });
 
