@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
+use crate::Error;
 use crate::weights::{SharedWeights, shared};
 
 /// The type weights are saved in.
@@ -59,11 +60,11 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Write a model under a temporary name, then rename it.
     fn save(&self, weights: &Arc<SharedWeights>, name: &str) -> Result<(), OperatorError> {
-        fs::create_dir_all(&self.directory)?;
+        fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
         let (temporary, target) = (self.directory.join(format!(".writing-{name}")), self.directory.join(name));
         for leftover in [&temporary, &target] {
             if leftover.exists() {
-                fs::remove_dir_all(leftover)?;
+                fs::remove_dir_all(leftover).map_err(Error::io(leftover))?;
             }
         }
         let kind = match self.config.dtype {
@@ -71,19 +72,21 @@ impl Checkpoint {
             SavedDtype::Bfloat16 => Kind::BFloat16,
         };
         model::save(&temporary, &weights.decoder.config, &weights.parameters, &weights.files, kind)?;
-        fs::rename(&temporary, &target)?;
+        fs::rename(&temporary, &target).map_err(Error::io(&target))?;
         self.events.send(Event::ModelSaved { node: self.node.clone(), path: target });
         Ok(())
     }
 
     /// Remove what is older than the newest `keep`.
     fn drop_old(&self) -> Result<(), OperatorError> {
-        let mut versions: Vec<u64> = fs::read_dir(&self.directory)?
+        let mut versions: Vec<u64> = fs::read_dir(&self.directory)
+            .map_err(Error::io(&self.directory))?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok())
             .collect();
         versions.sort_unstable();
         for version in &versions[..versions.len().saturating_sub(self.config.keep)] {
-            fs::remove_dir_all(self.directory.join(format!("{PREFIX}{version}")))?;
+            let old = self.directory.join(format!("{PREFIX}{version}"));
+            fs::remove_dir_all(&old).map_err(Error::io(&old))?;
         }
         Ok(())
     }

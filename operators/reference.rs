@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
+use crate::Error;
 use crate::compute::{compute, plan_model};
 use crate::examples::{example, needs_rejected};
 use crate::weights::{SharedWeights, shared};
@@ -89,7 +90,8 @@ impl Operator for Reference {
             version: 0,
         };
         if let Some(directory) = self.restore_from.take() {
-            let state: State = serde_json::from_slice(&std::fs::read(directory.join(STATE))?)?;
+            let path = directory.join(STATE);
+            let state: State = serde_json::from_slice(&std::fs::read(&path).map_err(Error::io(&path))?)?;
             if let Some(version) = state.version {
                 let expected = weights.decoder.expected_parameters();
                 let path = directory.join(WEIGHTS);
@@ -115,7 +117,8 @@ impl Operator for Reference {
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
         let weights = self.weights.as_ref().ok_or("stepped before its start")?;
         let version = self.refreshed.then_some(weights.version);
-        std::fs::write(directory.join(STATE), serde_json::to_vec(&State { version })?)?;
+        let path = directory.join(STATE);
+        std::fs::write(&path, serde_json::to_vec(&State { version })?).map_err(Error::io(&path))?;
         if version.is_some() {
             weights.parameters.write(&directory.join(WEIGHTS), None)?;
         }

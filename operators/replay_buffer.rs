@@ -16,6 +16,7 @@ use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, P
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
 use crate::draws::Draws;
 
 /// How pairs are drawn.
@@ -140,6 +141,8 @@ impl ReplayBuffer {
     }
 }
 
+const ENTRIES: &str = "entries.json";
+
 impl Operator for ReplayBuffer {
     fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         let mut outputs = Outputs::new();
@@ -159,11 +162,13 @@ impl Operator for ReplayBuffer {
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        Ok(fs::write(directory.join("entries.json"), serde_json::to_vec(&self.entries)?)?)
+        let path = directory.join(ENTRIES);
+        Ok(fs::write(&path, serde_json::to_vec(&self.entries)?).map_err(Error::io(&path))?)
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        self.entries = serde_json::from_slice(&fs::read(directory.join("entries.json"))?)?;
+        let path = directory.join(ENTRIES);
+        self.entries = serde_json::from_slice(&fs::read(&path).map_err(Error::io(&path))?)?;
         self.unannounced = true;
         Ok(())
     }

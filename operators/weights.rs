@@ -10,6 +10,8 @@ use sapo_flow_training::model::{Decoder, SourceFiles};
 use sapo_flow_training::parameters::ParameterSet;
 use tch::Kind;
 
+use crate::Error;
+
 /// One version of a model's weights: what the handle of a [`Weights`] record points at.
 pub struct SharedWeights {
     /// The architecture.
@@ -99,7 +101,8 @@ impl Versions {
     /// When a file cannot be read.
     pub fn restore(&mut self, directory: &Path, like: &SharedWeights) -> Result<(), OperatorError> {
         let expected = like.decoder.expected_parameters();
-        let mut versions: Vec<u64> = std::fs::read_dir(directory)?
+        let mut versions: Vec<u64> = std::fs::read_dir(directory)
+            .map_err(Error::io(directory))?
             .filter_map(|entry| {
                 entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
             })

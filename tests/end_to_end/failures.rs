@@ -1,0 +1,139 @@
+//! What goes wrong ends the run with exit code 1, and is said: the node, the step, the file, the reason.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::workplace::{SAPO_ORPO, Workplace};
+
+/// ORPO on pairs: nothing is generated.
+const ORPO: &str = "
+  prompts: {op: prompt_source, with: {path: pairs.jsonl, tokenizer: model, batch_size: 4, shuffle: false}}
+  batches: {op: batcher, in: prompts.pairs, with: {batch_size: 2, max_length: 48}}
+  learner:
+    op: preference_learner
+    in: batches.batches
+    with: {model: model, objective: orpo, learning_rate: 1e-3}
+  metrics: {op: metrics_sink, in: learner.metrics}
+  policy: {op: checkpoint, in: learner.weights, with: {every: 2}}
+";
+
+/// Run `p.yaml`, which fails; what it said.
+fn failing(here: &Workplace, overrides: &[&str]) -> String {
+    let mut arguments = vec!["run", "p.yaml", "--run-dir", "out"];
+    overrides.iter().for_each(|value| arguments.extend(["-S", value]));
+    let said = here.sapo_flow(&arguments);
+    assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{}", said.stderr);
+    assert!(!said.stderr.contains("panicked"), "{}", said.stderr);
+    said.stderr
+}
+
+#[track_caller]
+fn says(stderr: &str, text: &str) {
+    assert!(stderr.contains(text), "{text} is not in: {stderr}");
+}
+
+#[test]
+fn a_missing_model_is_named() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", &ORPO.replace("{model: model,", "{model: elsewhere,"));
+    let stderr = failing(&here, &[]);
+    says(&stderr, "node `learner`: elsewhere: No such file or directory");
+}
+
+#[test]
+fn a_model_without_its_weights_is_named() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", ORPO);
+    fs::remove_file(here.path("model/model.safetensors")).unwrap();
+    let stderr = failing(&here, &[]);
+    says(&stderr, "node `learner`: model: expected weights in model.safetensors");
+}
+
+#[test]
+fn a_broken_row_is_named() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", SAPO_ORPO);
+    let rows = fs::read_to_string(here.path("chats.jsonl")).unwrap();
+    let mut lines: Vec<&str> = rows.lines().collect();
+    lines[4] = "{\"messages\": [{\"role\": \"user\"";
+    here.write("chats.jsonl", &lines.join("\n"));
+    let stderr = failing(&here, &[]);
+    says(&stderr, "node `prompts`: ");
+    says(&stderr, "chats.jsonl:5: ");
+    says(&stderr, "EOF while parsing");
+}
+
+#[test]
+fn a_row_that_does_not_fit_is_named_at_its_step() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", ORPO);
+    let long = "w10 ".repeat(60);
+    let row = format!("{{\"prompt\": \"{long}\", \"chosen\": \"w11\", \"rejected\": \"w12\"}}\n");
+    here.write("pairs.jsonl", &(fs::read_to_string(here.path("pairs.jsonl")).unwrap() + &row));
+    // Eight rows before it, four a step.
+    let stderr = failing(&here, &[]);
+    says(&stderr, "node `batches` at step 2: row 8 (pair from `prompts`, step 2): its prompt alone has ");
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named() {
+    let here = Workplace::new();
+    // A sink's file stands where the models are to go.
+    here.pipeline("p.yaml", &ORPO.replace("in: learner.metrics}", "in: learner.metrics, with: {file: policy}}"));
+    let stderr = failing(&here, &[]);
+    says(&stderr, "node `policy` at step 1: ");
+    says(&stderr, "out/policy");
+}
+
+/// Make the first weights of the model NaN.
+fn poison(here: &Workplace) {
+    let path = here.path("model/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let description: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let begin = description["model.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[8 + header + begin..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_with_its_pairs() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", ORPO);
+    poison(&here);
+    let stderr = failing(&here, &[]);
+    says(&stderr, "node `learner` at step 0: ");
+    says(&stderr, "its pairs are in out/learner-failed-at-step-0.json");
+    let failure: Value =
+        serde_json::from_slice(&fs::read(here.path("out/learner-failed-at-step-0.json")).unwrap()).unwrap();
+    assert_eq!((&failure["node"], &failure["step"]), (&"learner".into(), &0.into()));
+    let pairs: Vec<&Value> =
+        failure["batches"].as_array().unwrap().iter().flat_map(|batch| batch["pairs"].as_array().unwrap()).collect();
+    let rows: Vec<u64> = pairs.iter().filter_map(|pair| pair["row"].as_u64()).collect();
+    assert_eq!(rows, [0, 1, 2, 3]);
+    assert!(pairs.iter().all(|pair| !pair["chosen_ids"].as_array().unwrap().is_empty()));
+}
+
+#[test]
+fn a_sampler_whose_model_is_not_finite_stops_the_run() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", SAPO_ORPO);
+    poison(&here);
+    for max_staleness in ["max_staleness=0", "max_staleness=2"] {
+        let stderr = failing(&here, &[max_staleness]);
+        says(&stderr, "error: the run in out failed: node `");
+        fs::remove_dir_all(here.path("out")).unwrap();
+    }
+}
+
+#[test]
+fn an_update_that_diverges_stops_the_run() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", &ORPO.replace("learning_rate: 1e-3", "learning_rate: 1e38, optimizer: sgd"));
+    let stderr = failing(&here, &[]);
+    says(&stderr, "node `learner` at step 1: ");
+    assert!(here.path("out/learner-failed-at-step-1.json").exists());
+    // What came before is kept.
+    assert_eq!(here.metrics("out").len(), 1);
+}

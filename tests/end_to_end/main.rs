@@ -1,0 +1,19 @@
+//! The whole program on a tiny model: it trains, survives whatever stops it, and gives the same bytes again.
+//!
+//! | module | what it tests |
+//! |---|---|
+//! | `workplace` | nothing: a model, data, pipelines, and the binary run on them |
+//! | `resume` | runs killed, interrupted and resumed end as runs that never were |
+//! | `determinism` | the same seed gives the same bytes, another seed others |
+//! | `damage` | a damaged checkpoint is refused, and nothing is changed |
+//! | `rewiring` | other algorithms, by YAML alone |
+//! | `failures` | what goes wrong ends the run, and is named |
+//! | `models` | the directories that a run writes are models |
+
+mod damage;
+mod determinism;
+mod failures;
+mod models;
+mod resume;
+mod rewiring;
+mod workplace;

@@ -1,0 +1,275 @@
+//! Runs that are killed or interrupted at seeded moments, and resumed, end as if nothing had happened.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use crate::workplace::{Results, SAPO_ORPO, Workplace};
+
+/// SAPO with DPO: the reference is another model at first, and the EMA model from step 4 on.
+const SAPO_DPO: &str = r#"
+  prompts: {op: prompt_source, with: {path: chats.jsonl, tokenizer: model, batch_size: 3}}
+  segments:
+    op: segment_sampler
+    in: {prompts: prompts, weights: {from: ema, feedback: {max_staleness: "${max_staleness}"}}}
+    with: {segment_tokens: 4, max_length: 48, max_prompt_tokens: 24}
+  replay: {op: replay_buffer, in: segments, with: {capacity: 10, draws: 3}}
+  batches: {op: batcher, in: replay.pairs, with: {batch_size: 2, max_length: 48}}
+  reference:
+    op: reference
+    in: {batches: batches.batches, weights: {from: ema, feedback: {max_staleness: "${max_staleness}"}}}
+    with: {model: reference, refresh_every: 4}
+  learner:
+    op: preference_learner
+    in: reference
+    with: {model: model, objective: dpo, optimizer: rmsprop, learning_rate: 1e-3, max_grad_norm: 1.0}
+  ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
+  metrics: {op: metrics_sink, in: [learner.metrics, segments.metrics, replay.metrics, batches.metrics], with: {every: 2}}
+  samples: {op: sample_sink, in: replay.pairs, with: {tokenizer: model, every: 1}}
+  policy: {op: checkpoint, in: learner.weights}
+  average: {op: checkpoint, in: ema.weights}
+"#;
+
+/// The policy samples itself.
+const ON_POLICY: &str = r#"
+  prompts: {op: prompt_source, with: {path: chats.jsonl, tokenizer: model, batch_size: 3}}
+  segments:
+    op: segment_sampler
+    in: {prompts: prompts, weights: {from: learner.weights, feedback: {max_staleness: "${max_staleness}"}}}
+    with: {segment_tokens: 4, max_length: 48, max_prompt_tokens: 24, responses_per_prompt: 2}
+  batches: {op: batcher, in: segments.pairs, with: {batch_size: 4, max_length: 48, bucketing: length}}
+  learner:
+    op: preference_learner
+    in: batches.batches
+    with: {model: model, objective: orpo, learning_rate: 1e-3, optimizer: sgd}
+  metrics: {op: metrics_sink, in: [learner.metrics, segments.metrics, batches.metrics]}
+  samples: {op: sample_sink, in: segments, with: {tokenizer: model, every: 1, count: 6}}
+  policy: {op: checkpoint, in: learner.weights}
+"#;
+
+/// Two steps of three have no pairs, so that the weights stay as they are; and the reference takes the EMA model's weights
+/// over before they have had an update.
+const IDLE_STEPS: &str = r#"
+  prompts: {op: prompt_source, with: {path: chats.jsonl, tokenizer: model, batch_size: 3}}
+  segments:
+    op: segment_sampler
+    in: {prompts: prompts, weights: {from: ema, feedback: {max_staleness: "${max_staleness}"}}}
+    with: {segment_tokens: 4, max_length: 48, max_prompt_tokens: 24, sample_every: 3}
+  batches: {op: batcher, in: segments.pairs, with: {batch_size: 4, max_length: 48}}
+  reference:
+    op: reference
+    in: {batches: batches.batches, weights: {from: ema, feedback: {max_staleness: "${max_staleness}"}}}
+    with: {model: reference, refresh_every: 2}
+  learner:
+    op: preference_learner
+    in: reference
+    with: {model: model, objective: dpo, learning_rate: 1e-3}
+  ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
+  metrics: {op: metrics_sink, in: [learner.metrics, segments.metrics, batches.metrics]}
+  samples: {op: sample_sink, in: segments, with: {tokenizer: model, every: 1}}
+  policy: {op: checkpoint, in: learner.weights}
+  average: {op: checkpoint, in: ema.weights}
+"#;
+
+/// When to kill.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// Once it has said so many lines.
+    Lines(usize),
+    /// While a checkpoint is being written.
+    Writing,
+}
+
+/// Kill the run at a moment, unless it ends before; whether it was killed.
+fn killed(here: &Workplace, run_directory: &str, arguments: &[&str], moment: Moment) -> bool {
+    let mut command = here.command(arguments);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let said = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+    match moment {
+        // The pipe is kept open until the child is gone.
+        Moment::Lines(count) => {
+            let mut said = said;
+            said.by_ref().take(count).for_each(|line| drop(line.expect("it speaks UTF-8")));
+            kill(child)
+        }
+        Moment::Writing => {
+            let reader = std::thread::spawn(move || said.for_each(drop));
+            while !is_writing(&here.path(run_directory)) && child.try_wait().expect("it is ours").is_none() {
+                std::thread::yield_now();
+            }
+            let killed = kill(child);
+            reader.join().expect("it only reads");
+            killed
+        }
+    }
+}
+
+/// SIGKILL, and wait; whether it came before the end.
+fn kill(mut child: Child) -> bool {
+    child.kill().expect("it is ours");
+    let status = child.wait().expect("it is ours");
+    assert!(status.success() || status.signal() == Some(9), "{status}");
+    !status.success()
+}
+
+fn is_writing(run_directory: &Path) -> bool {
+    let entries = fs::read_dir(run_directory.join("checkpoints")).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".writing-"))
+}
+
+/// Seeded moments. Every third is in the middle of writing.
+fn moments(seed: u64) -> impl Iterator<Item = Moment> {
+    let mut state = seed;
+    std::iter::repeat_with(move || {
+        // Knuth's MMIX generator.
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state >> 33
+    })
+    .enumerate()
+    .map(|(number, draw)| match number % 3 {
+        2 => Moment::Writing,
+        _ => Moment::Lines(1 + draw as usize % 14),
+    })
+}
+
+/// Kill runs of a pipeline so many times in all, resume each until it ends, and compare it with one left alone.
+fn kill_and_resume(pipeline: &str, overrides: &[&str], kills: usize, seed: u64) {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", pipeline);
+    let expected = here.run("p.yaml", "whole", overrides);
+    let mut moments = moments(seed);
+    let mut left = kills;
+    for number in 0.. {
+        let run_directory = format!("killed-{number}");
+        let mut begin = vec!["run", "p.yaml", "--run-dir", &run_directory];
+        overrides.iter().for_each(|value| begin.extend(["-S", value]));
+        let resume = ["run", "--resume", &run_directory];
+        let mut arguments = &begin[..];
+        while left > 0 && killed(&here, &run_directory, arguments, moments.next().expect("there is no end of them")) {
+            left -= 1;
+            arguments = &resume;
+        }
+        if left == 0 {
+            let said = here.sapo_flow(arguments);
+            assert_eq!(said.code, Some(0), "{}", said.stderr);
+        }
+        expected.assert_same(&here.results(&run_directory), &run_directory);
+        assert_tidy(&here, &run_directory);
+        if left == 0 {
+            break;
+        }
+    }
+}
+
+/// Nothing half written is left, and the event file is as long as it should be.
+fn assert_tidy(here: &Workplace, run_directory: &str) {
+    assert!(!is_writing(&here.path(run_directory)), "{run_directory}");
+    let events = |run: &str| fs::metadata(here.path(run).join("tensorboard/metrics/events.out.tfevents.0")).unwrap();
+    assert_eq!(events(run_directory).len(), events("whole").len());
+}
+
+#[test]
+fn sapo_orpo_survives_ten_kills() {
+    kill_and_resume(SAPO_ORPO, &["max_staleness=0"], 10, 1);
+}
+
+#[test]
+fn sapo_orpo_survives_ten_kills_when_it_samples_ahead() {
+    kill_and_resume(SAPO_ORPO, &["max_staleness=2"], 10, 2);
+}
+
+#[test]
+fn sapo_dpo_survives_kills() {
+    kill_and_resume(SAPO_DPO, &["max_staleness=0"], 3, 3);
+    kill_and_resume(SAPO_DPO, &["max_staleness=2"], 3, 4);
+}
+
+#[test]
+fn a_policy_that_samples_itself_survives_kills() {
+    kill_and_resume(ON_POLICY, &["max_staleness=2"], 4, 5);
+}
+
+#[test]
+fn steps_without_pairs_survive_kills() {
+    kill_and_resume(IDLE_STEPS, &["max_staleness=2"], 4, 6);
+}
+
+/// Interrupt once the run has said that it has done so many steps.
+fn interrupt_after(here: &Workplace, arguments: &[&str], steps: u64) {
+    let mut command = here.command(arguments);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let mut said = BufReader::new(child.stderr.take().expect("it is piped")).lines().map(Result::unwrap);
+    let done = |line: &String| line.strip_prefix("step ")?.split_once('/')?.0.parse().ok();
+    said.by_ref().find(|line| done(line).is_some_and(|done: u64| done >= steps)).expect("it comes that far");
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("there is a kill").success());
+    let rest: Vec<String> = said.collect();
+    assert_eq!(child.wait().expect("it is ours").code(), Some(130), "{rest:?}");
+    assert!(rest.last().is_some_and(|line| line.contains("go on with: sapo-flow run --resume")), "{rest:?}");
+}
+
+#[test]
+fn an_interrupted_run_ends_with_the_same_bytes() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", SAPO_ORPO);
+    for max_staleness in ["max_staleness=0", "max_staleness=2"] {
+        let overrides = [max_staleness, "steps=40"];
+        let whole = format!("whole-{max_staleness}");
+        let expected = here.run("p.yaml", &whole, &overrides);
+        let out = format!("out-{max_staleness}");
+        interrupt_after(&here, &["run", "p.yaml", "--run-dir", &out, "-S", overrides[0], "-S", overrides[1]], 2);
+        interrupt_after(&here, &["run", "--resume", &out], 12);
+        assert_eq!(here.sapo_flow(&["run", "--resume", &out]).code, Some(0));
+        expected.assert_same(&here.results(&out), max_staleness);
+    }
+}
+
+#[test]
+fn leftovers_of_a_killed_run_do_no_harm() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", SAPO_ORPO);
+    let expected = here.run("p.yaml", "out", &[]);
+    let checkpoints = here.path("out/checkpoints");
+    // As if it had been killed between two renames, when the checkpoint of step 15 was in place, but not the latest; and
+    // earlier, in the middle of two others.
+    fs::write(checkpoints.join("latest"), "step-00000012").unwrap();
+    fs::remove_file(checkpoints.join("step-00000015/manifest.json")).unwrap();
+    for half_written in [".writing-step-00000015", ".writing-step-00000007"] {
+        fs::create_dir_all(checkpoints.join(half_written).join("nodes/learner/learner")).unwrap();
+        fs::write(checkpoints.join(half_written).join("nodes/learner/learner/model.safetensors"), "half").unwrap();
+    }
+    fs::create_dir_all(here.path("out/policy/.writing-final")).unwrap();
+    fs::write(here.path("out/policy/.writing-final/model.safetensors"), "half").unwrap();
+    for file in ["metrics.jsonl", "samples.jsonl"] {
+        let text = fs::read(here.path("out").join(file)).unwrap();
+        fs::write(here.path("out").join(file), &text[..text.len() - 7]).unwrap();
+    }
+
+    let said = here.sapo_flow(&["run", "--resume", "out"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(said.stderr.contains("training from step 12: 16 steps"), "{}", said.stderr);
+    expected.assert_same(&here.results("out"), "leftovers");
+    let names = |directory: &str| {
+        let entries = fs::read_dir(here.path(directory)).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("out/checkpoints"), ["latest", "step-00000012", "step-00000015"]);
+    assert_eq!(names("out/policy"), ["checkpoint-15", "final"]);
+}
+
+#[test]
+fn a_run_stopped_before_its_first_checkpoint_begins_anew() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", SAPO_ORPO);
+    let expected: Results = here.run("p.yaml", "out", &[]);
+    fs::remove_dir_all(here.path("out/checkpoints")).unwrap();
+    let said = here.sapo_flow(&["run", "--resume", "out"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(said.stderr.contains("out has no checkpoint yet: its run begins anew"), "{}", said.stderr);
+    expected.assert_same(&here.results("out"), "anew");
+}
