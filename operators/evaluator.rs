@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::operator::{ConfigIssue, Define};
-use sapo_flow_engine::record::{Metrics, PortType, Prompt, Record, Weights};
+use sapo_flow_engine::record::{Metrics, PortType, Prompt, Record, TokenId, Weights};
 use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
@@ -13,7 +13,7 @@ use sapo_flow_training::learner::{Example, ExampleScore, score};
 use sapo_flow_training::model::Compute;
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::compute::compute;
 use crate::data::{self, Columns, OnError, Part, Paths};
@@ -116,30 +116,58 @@ pub struct Evaluator {
     rows: Vec<Arc<Prompt>>,
     tokenizer: TextTokenizer,
     events: EventSender,
-    /// The first evaluation of the run, to be told again when it is resumed.
-    first: Option<(u64, Metrics)>,
+    first: Option<First>,
     resumed: bool,
+}
+
+/// The first evaluation of a run: told again when the run is resumed, and what later ones are compared with.
+#[derive(Clone, Serialize, Deserialize)]
+struct First {
+    version: u64,
+    metrics: Metrics,
+    /// What the model wrote then, by row.
+    rejected: Vec<Vec<TokenId>>,
 }
 
 impl Evaluator {
     /// Evaluate, tell the result and show completions.
-    fn evaluate(&self, weights: &Weights) -> Result<Metrics, OperatorError> {
+    fn evaluate(&mut self, weights: &Weights) -> Result<Metrics, OperatorError> {
         let weights = shared(weights)?;
-        let mut sums = Sums::default();
+        let mut pairs = Vec::with_capacity(self.rows.len());
         for (batch, rows) in self.rows.chunks(self.config.batch_size).enumerate() {
             // The draws depend on the rows only, so that evaluations differ by the model alone.
-            let pairs = rewrite(&weights, rows, &self.rewriting, &self.random, batch as u64, &self.compute)?;
-            self.score(&weights, &pairs, &mut sums)?;
+            pairs.extend(rewrite(&weights, rows, &self.rewriting, &self.random, batch as u64, &self.compute)?);
         }
-        let metrics = sums.metrics();
-        let event =
-            Event::Evaluation { node: self.node.clone(), version: weights.version, metrics: Arc::new(metrics.clone()) };
-        self.events.send(event);
+        let own = self.score(&weights, &pairs)?;
+        let mut metrics = Metrics::default();
+        metrics.values.extend([("eval_nll".into(), own.nll()), ("eval_own_accuracy".into(), own.accuracy())]);
+        metrics.values.insert("eval_own_margin".into(), own.margin());
+        let against_first = match &self.first {
+            None => own,
+            Some(first) => {
+                for (pair, rejected) in pairs.iter_mut().zip(&first.rejected) {
+                    pair.rejected.clone_from(rejected);
+                }
+                self.score(&weights, &pairs)?
+            }
+        };
+        metrics.values.insert("eval_accuracy".into(), against_first.accuracy());
+        metrics.values.insert("eval_margin".into(), against_first.margin());
+        if self.first.is_none() {
+            let rejected = pairs.into_iter().map(|pair| pair.rejected).collect();
+            self.first = Some(First { version: weights.version, metrics: metrics.clone(), rejected });
+        }
+        self.tell(weights.version, &metrics);
         self.show(&weights)?;
         Ok(metrics)
     }
 
-    fn score(&self, weights: &SharedWeights, pairs: &[Rewritten], sums: &mut Sums) -> Result<(), OperatorError> {
+    fn tell(&self, version: u64, metrics: &Metrics) {
+        let (node, metrics) = (self.node.clone(), Arc::new(metrics.clone()));
+        self.events.send(Event::Evaluation { node, version, metrics });
+    }
+
+    fn score(&self, weights: &SharedWeights, pairs: &[Rewritten]) -> Result<Sums, OperatorError> {
         let examples: Vec<Example> = pairs
             .iter()
             .map(|pair| Example {
@@ -150,9 +178,11 @@ impl Evaluator {
                 label: format!("held-out row {}", pair.row),
             })
             .collect();
-        let scores = score(&weights.decoder, &weights.parameters, &examples, &self.compute, examples.len())?;
+        let (decoder, parameters) = (&weights.decoder, &weights.parameters);
+        let mut sums = Sums::default();
+        let scores = score(decoder, parameters, &examples, &self.compute, self.config.batch_size)?;
         scores.iter().for_each(|score| sums.add(score));
-        Ok(())
+        Ok(sums)
     }
 
     /// Greedy answers to the first rows' prompts.
@@ -196,13 +226,16 @@ impl Sums {
         self.margin += margin;
     }
 
-    fn metrics(&self) -> Metrics {
-        let values = [
-            ("eval_nll", self.nll / self.tokens),
-            ("eval_accuracy", self.preferred / self.rows),
-            ("eval_margin", self.margin / self.rows),
-        ];
-        Metrics { values: values.into_iter().map(|(name, value)| (name.into(), value)).collect() }
+    fn nll(&self) -> f64 {
+        self.nll / self.tokens
+    }
+
+    fn accuracy(&self) -> f64 {
+        self.preferred / self.rows
+    }
+
+    fn margin(&self) -> f64 {
+        self.margin / self.rows
     }
 }
 
@@ -212,16 +245,12 @@ impl Operator for Evaluator {
     fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         device::set_threads(self.threads);
         match &self.first {
-            Some((version, metrics)) => self.events.send(Event::Evaluation {
-                node: self.node.clone(),
-                version: *version,
-                metrics: Arc::new(metrics.clone()),
-            }),
+            Some(first) => self.tell(first.version, &first.metrics),
             None if self.resumed => {}
             None => {
                 // Over a feedback edge nothing arrives before the first step.
                 if let Some(weights) = inputs.weights("weights") {
-                    self.first = Some((weights.version, self.evaluate(&weights)?));
+                    self.evaluate(&weights)?;
                 }
             }
         }
@@ -257,13 +286,15 @@ Before the first step, every `every` steps and after the last one, for each held
 of the answer, as `segment_sampler` does, and both responses are scored:
 
 - eval_nll: negative log-likelihood of the answers, nats per token (lower is better);
-- eval_accuracy: share of rows whose answer has a higher log-probability per token than the freshly rewritten one;
-- eval_margin: mean of that difference, nats per token.
+- eval_accuracy: share of rows whose answer has a higher log-probability per token than what the model wrote in its
+  place at the first evaluation; eval_margin: mean of that difference, nats per token;
+- eval_own_accuracy, eval_own_margin: the same against what the model writes now. A model that learns writes better
+  too, so these need not rise.
 
 The random draws are the same at every evaluation, so that only the model makes a difference. Greedy completions of
 the first `show` prompts are shown.
 
-State: the first evaluation, for the table at the end of a resumed run.";
+State: the first evaluation and what the model wrote for it.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
 batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048}}
@@ -275,7 +306,7 @@ evaluation:
 ";
     const INPUTS: &'static [PortSpec] = &[PortSpec::new("weights", &[PortType::Weights], "The model to measure.")];
     const OUTPUTS: &'static [PortSpec] =
-        &[PortSpec::new("metrics", &[PortType::Metrics], "eval_nll, eval_accuracy, eval_margin.")];
+        &[PortSpec::new("metrics", &[PortType::Metrics], "eval_nll, eval_accuracy, eval_margin, eval_own_*.")];
     const PLACEMENT: Placement = Placement::Device;
     type Config = EvaluatorConfig;
 
@@ -350,9 +381,8 @@ mod tests {
         let response = |logps, tokens| ResponseScore { logps, tokens };
         sums.add(&ExampleScore { chosen: response(-6.0, 3), rejected: Some(response(-9.0, 3)) });
         sums.add(&ExampleScore { chosen: response(-8.0, 2), rejected: Some(response(-3.0, 1)) });
-        let metrics = sums.metrics();
-        assert_eq!(metrics.values["eval_nll"], 14.0 / 5.0);
-        assert_eq!(metrics.values["eval_accuracy"], 0.5);
-        assert_eq!(metrics.values["eval_margin"], (1.0 - 1.0) / 2.0);
+        assert_eq!(sums.nll(), 14.0 / 5.0);
+        assert_eq!(sums.accuracy(), 0.5);
+        assert_eq!(sums.margin(), (1.0 - 1.0) / 2.0);
     }
 }
