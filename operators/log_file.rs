@@ -24,7 +24,11 @@ impl LogFile {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let message = format!("{}: another sink writes this file; give each its own `file`", path.display());
+                let message = format!(
+                    "{}: another sink writes this file (give each its own `file`), or another process is at work on \
+                     this run",
+                    path.display()
+                );
                 return Err(Error::Input(message));
             }
             Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),

@@ -357,6 +357,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_weights_is_read_in_the_order_expected() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights.safetensors");
+        set().write(&path, None).unwrap();
+        let mut expected: Vec<_> = set().iter().map(|(name, tensor)| (name.to_owned(), tensor.size())).collect();
+        let read = ParameterSet::load_file(&path, &expected, Device::Cpu, Kind::Float).unwrap();
+        assert_eq!(read.names().collect::<Vec<_>>(), ["weights", "steps", "transposed", "nothing"]);
+        expected[1].0 = "bias".into();
+        let error = ParameterSet::load_file(&path, &expected, Device::Cpu, Kind::Float).unwrap_err().to_string();
+        assert!(error.contains("bias") && error.contains("steps"), "{error}");
+    }
+
+    #[test]
     fn the_same_tensors_make_the_same_file() {
         let directory = tempfile::tempdir().unwrap();
         let bytes = |name: &str| {

@@ -8,6 +8,7 @@
 //! | `damage` | a damaged checkpoint is refused, and nothing is changed |
 //! | `rewiring` | other algorithms, by YAML alone |
 //! | `failures` | what goes wrong ends the run, and is named |
+//! | `shipped` | the pipelines that ship train |
 //! | `models` | the directories that a run writes are models |
 
 mod damage;
@@ -16,4 +17,5 @@ mod failures;
 mod models;
 mod resume;
 mod rewiring;
+mod shipped;
 mod workplace;
