@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sapo_flow_engine::operator::ConfigIssue;
+use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::{
     Batch, BuildContext, Define, Inputs, Metrics, Operator, OperatorError, Outputs, Pair, PortSpec, PortType, Prompt,
     Record, Segment, TokenId,
@@ -85,6 +86,19 @@ batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048
             issues.push(ConfigIssue::new("max_length", message));
         }
         issues
+    }
+
+    fn plan(config: &Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
+        let arrives = context.input("pairs");
+        let (most, max_length) = (config.batch_size as u64, config.max_length as u64);
+        let emits = Emits {
+            rows: arrives.rows,
+            batch_size: Some(arrives.rows.map_or(most, |rows| rows.min(most))),
+            max_length: Some(arrives.max_length.map_or(max_length, |tokens| tokens.min(max_length))),
+            average_row: arrives.average_row,
+            ..Emits::default()
+        };
+        Ok(NodePlan { emits, ..NodePlan::default() })
     }
 
     fn build(config: Config, context: &BuildContext) -> Result<Self, OperatorError> {

@@ -1,10 +1,12 @@
-//! The run's settings as the training core takes them.
+//! The run's settings as the training core takes them, and what its models take in return.
 
 use std::path::Path;
 
 use sapo_flow_engine::graph::Dtype;
-use sapo_flow_engine::{NodePlan, OperatorError, RunSettings};
+use sapo_flow_engine::plan::{Emits, Memory, PlanContext};
+use sapo_flow_engine::{OperatorError, RunSettings};
 use sapo_flow_training::device;
+use sapo_flow_training::memory::Footprint;
 use sapo_flow_training::model::{Compute, Decoder, ModelConfig};
 use tch::{Device, Kind};
 
@@ -17,19 +19,50 @@ pub fn compute(run: &RunSettings) -> Compute {
     Compute { kind }
 }
 
-/// The plan of a node that holds a model, at so many bytes a parameter. Reads the model's configuration only.
-///
-/// # Errors
-/// When the configuration cannot be read.
-pub fn plan_model(directory: &Path, device: &str, bytes_per_parameter: u64) -> Result<NodePlan, OperatorError> {
-    let decoder = Decoder::new(ModelConfig::load(directory)?, Device::Cpu)?;
-    let shapes = decoder.expected_parameters();
-    let parameters: i64 = shapes.iter().map(|(_, shape)| shape.iter().product::<i64>()).sum();
-    let device = match device::parse(device)? {
-        Device::Cuda(index) => format!("cuda:{index}"),
-        _ => "cpu".into(),
-    };
-    let peak_bytes = vec![(device, parameters as u64 * bytes_per_parameter)];
-    let notes = vec![format!("{bytes_per_parameter} bytes a parameter, activations not counted")];
-    Ok(NodePlan { parameters: Some(parameters as u64), peak_bytes, notes, ..NodePlan::default() })
+/// The shape of a model that a node will work with, and where: what its plan needs. Nothing is loaded but its
+/// configuration.
+pub struct PlannedModel {
+    decoder: Decoder,
+    device: Device,
+    kind: Kind,
+}
+
+impl PlannedModel {
+    /// The model in a directory, on the device that a node names or the run's.
+    ///
+    /// # Errors
+    /// When the configuration cannot be read, or there is no such device.
+    pub fn load(directory: &Path, device: Option<&str>, run: &RunSettings) -> Result<Self, OperatorError> {
+        let decoder = Decoder::new(ModelConfig::load(directory)?, Device::Cpu)?;
+        Ok(PlannedModel { decoder, device: device::parse(device.unwrap_or(&run.device))?, kind: compute(run).kind })
+    }
+
+    /// The model whose weights arrive at an input, where they are; none if it is unknown.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load).
+    pub fn arriving(context: &PlanContext, port: &str) -> Result<Option<(Self, Emits)>, OperatorError> {
+        let arrives = context.input(port);
+        let Some(directory) = &arrives.model else { return Ok(None) };
+        let model = PlannedModel::load(directory, arrives.device.as_deref(), context.run)?;
+        Ok(Some((model, arrives)))
+    }
+
+    /// What it takes in bytes.
+    pub fn footprint(&self) -> Footprint<'_> {
+        Footprint { decoder: &self.decoder, device: self.device, kind: self.kind }
+    }
+
+    /// Bytes of its float32 weights.
+    pub fn weights(&self) -> u64 {
+        4 * self.footprint().parameters()
+    }
+
+    /// So many bytes kept on its device, and what `working` says of sequences of so many tokens, prompt and response:
+    /// nothing is known of how the longest are divided, so all of them may be response.
+    pub fn memory(&self, kept: u64, arrives: &Emits, working: impl Fn(u64, u64) -> u64) -> Option<Memory> {
+        let most = working(0, arrives.max_length.unwrap_or(0));
+        let on_average = arrives.average_row.map_or(most, |(prompt, response)| working(prompt, response).min(most));
+        Some(Memory { device: device::name(self.device), kept, working: most, working_on_average: on_average })
+    }
 }

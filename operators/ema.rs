@@ -5,12 +5,14 @@
 use std::path::{Path, PathBuf};
 
 use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::plan::{NodePlan, PlanContext};
 use sapo_flow_engine::record::{PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::{device, ema};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::compute::PlannedModel;
 use crate::weights::{SharedWeights, Versions, shared};
 
 /// What `ema` takes under `with`.
@@ -118,6 +120,17 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
             return Vec::new();
         }
         vec![ConfigIssue::new("decay", format!("expected a number from 0 up to but not 1, found {}", config.decay))]
+    }
+
+    fn plan(_: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
+        let Some((model, arrives)) = PlannedModel::arriving(context, "weights")? else {
+            return Ok(NodePlan::default());
+        };
+        let versions = context.retained_versions;
+        // Where older versions may still be read, the next one is there before the oldest goes.
+        let working = if versions > 1 { model.weights() } else { 0 };
+        let memory = model.memory(versions * model.weights(), &arrives, |_, _| working);
+        Ok(NodePlan { parameters: Some(model.footprint().parameters()), memory, emits: arrives, ..NodePlan::default() })
     }
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {

@@ -4,18 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Metrics, PortType, Prompt, Record, TokenId, Weights};
 use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Request, Sampling, generate};
 use sapo_flow_training::learner::{Example, ExampleScore, score};
+use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::Compute;
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::compute::compute;
+use crate::compute::{PlannedModel, compute};
 use crate::data::{self, Columns, OnError, Part, Paths};
 use crate::draws::Draws;
 use crate::rewrite::{RewriteSettings, Rewritten, SegmentTokens, rewrite};
@@ -66,6 +68,22 @@ pub struct EvaluatorConfig {
     /// Longest completion shown, in tokens.
     #[serde(default = "default_show_tokens")]
     pub show_tokens: usize,
+}
+
+impl EvaluatorConfig {
+    /// What to read.
+    fn data(&self) -> data::Settings<'_> {
+        data::Settings {
+            paths: &self.path,
+            columns: &self.columns,
+            tokenizer: Path::new(&self.tokenizer),
+            chat_template: self.chat_template.as_deref(),
+            max_prompt_tokens: Some(self.max_prompt_tokens),
+            on_error: OnError::Stop,
+            part: Part::All,
+            limit: self.limit,
+        }
+    }
 }
 
 fn default_batch_size() -> usize {
@@ -325,18 +343,25 @@ evaluation:
         config.path.as_slice().iter().map(PathBuf::from).collect()
     }
 
+    fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
+        let Some((model, _)) = PlannedModel::arriving(context, "weights")? else { return Ok(NodePlan::default()) };
+        let rows = config.batch_size as u64;
+        let lengths = Emits {
+            max_length: Some(config.max_length as u64),
+            average_row: data::average_row(&config.data()),
+            ..Emits::default()
+        };
+        // One after the other.
+        let working = |prompt, response| {
+            let shape = Shape::Pairs { pairs: rows, prompt, response };
+            model.footprint().generating(rows, prompt + response).max(model.footprint().scoring(shape))
+        };
+        Ok(NodePlan { memory: model.memory(0, &lengths, working), ..NodePlan::default() })
+    }
+
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let tokenizer = TextTokenizer::load(Path::new(&config.tokenizer))?;
-        let loaded = data::load(&data::Settings {
-            paths: &config.path,
-            columns: &config.columns,
-            tokenizer: Path::new(&config.tokenizer),
-            chat_template: config.chat_template.as_deref(),
-            max_prompt_tokens: Some(config.max_prompt_tokens),
-            on_error: OnError::Stop,
-            part: Part::All,
-            limit: config.limit,
-        })?;
+        let loaded = data::load(&config.data())?;
         if loaded.prompts.is_empty() {
             return Err("no held-out row can be used".into());
         }

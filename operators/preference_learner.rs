@@ -7,17 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use sapo_flow_engine::operator::{ConfigIssue, Define, NodePlan, PlanContext};
+use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
-use sapo_flow_training::learner::{Example, Learner, LearnerSettings};
+use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings};
+use sapo_flow_training::memory::{Shape, TrainingStep};
 use sapo_flow_training::model::{Model, SourceFiles};
 use sapo_flow_training::optim::Schedule;
 use sapo_flow_training::{Error, device};
 use serde::Serialize;
 use tch::{Device, Kind};
 
-use crate::compute::{compute, plan_model};
+use crate::compute::{PlannedModel, compute};
 use crate::examples::example;
 use crate::learner_config::PreferenceLearnerConfig;
 use crate::weights::{SharedWeights, Versions};
@@ -210,9 +212,45 @@ learner:
     }
 
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
-        // Weights and gradients besides the optimizer's state, all f32.
-        let bytes = 8 + config.rule().state_bytes_per_parameter();
-        plan_model(Path::new(&config.model), config.device.as_deref().unwrap_or(&context.run.device), bytes)
+        let model = PlannedModel::load(Path::new(&config.model), config.device.as_deref(), context.run)?;
+        let (footprint, parameters) = (model.footprint(), model.footprint().parameters());
+        // The versions that may still be read, the newest of which is the learner's own, and the optimizer's state.
+        let kept = model.weights() * context.retained_versions + config.rule().state_bytes_per_parameter() * parameters;
+        let arrives = context.input("batches");
+        let mut notes = Vec::new();
+        let pairs = arrives.batch_size.unwrap_or(0);
+        match arrives.max_length.filter(|_| pairs > 0) {
+            Some(tokens) => notes.push(format!("at most: {pairs} pairs, every sequence {tokens} tokens long")),
+            None => notes.push("activations not counted: the size of batches is unknown".into()),
+        }
+        let shape = |prompt, response| match (config.objective().needs_rejected(), config.layout()) {
+            (false, _) => Shape::Rows { rows: pairs, tokens: prompt + response },
+            (true, LayoutKind::Padded) => Shape::Rows { rows: 2 * pairs, tokens: prompt + response },
+            (true, LayoutKind::SharedPrefix) => Shape::Pairs { pairs, prompt, response },
+        };
+        let passes = arrives.rows.map_or(1, |rows| rows.div_ceil(pairs.max(1)));
+        let working = |prompt, response| {
+            footprint.training(TrainingStep {
+                shape: shape(prompt, response),
+                passes,
+                gradient_checkpointing: config.gradient_checkpointing,
+            })
+        };
+        if !config.freeze.is_empty() {
+            notes.push("counted as if nothing were frozen".into());
+        }
+        let emits = Emits {
+            model: Some(config.model.clone().into()),
+            device: Some(device::name(footprint.device)),
+            ..Emits::default()
+        };
+        Ok(NodePlan {
+            parameters: Some(parameters),
+            memory: model.memory(kept, &arrives, working),
+            emits,
+            notes,
+            ..NodePlan::default()
+        })
     }
 
     fn files(config: &Self::Config) -> Vec<PathBuf> {

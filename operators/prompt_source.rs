@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::operator::ConfigIssue;
+use sapo_flow_engine::plan::Emits;
 use sapo_flow_engine::runtime::event::Event;
 use sapo_flow_engine::{
     BuildContext, Define, Inputs, NodePlan, Operator, OperatorError, Outputs, Pair, PlanContext, PortSpec, PortType,
@@ -123,7 +124,10 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
     fn plan(config: &Config, _: &PlanContext) -> Result<NodePlan, OperatorError> {
         let rows = data::count(&config.path, part(config), config.limit)?;
         let notes = vec![format!("{rows} rows, before any are dropped or skipped")];
-        Ok(NodePlan { steps_per_epoch: Some(rows.div_ceil(config.batch_size as u64)), notes, ..NodePlan::default() })
+        let batch_size = config.batch_size as u64;
+        let average_row = data::average_row(&settings(config));
+        let emits = Emits { rows: Some(batch_size), average_row, ..Emits::default() };
+        Ok(NodePlan { steps_per_epoch: Some(rows.div_ceil(batch_size)), emits, notes, ..NodePlan::default() })
     }
 
     fn files(config: &Config) -> Vec<PathBuf> {
@@ -137,17 +141,7 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
     }
 
     fn build(config: Config, context: &BuildContext) -> Result<Self, OperatorError> {
-        let settings = Settings {
-            paths: &config.path,
-            columns: &config.columns,
-            tokenizer: &config.tokenizer,
-            chat_template: config.chat_template.as_deref(),
-            max_prompt_tokens: config.max_prompt_tokens,
-            part: part(&config),
-            limit: config.limit,
-            on_error: config.on_error,
-        };
-        let loaded = data::load(&settings)?;
+        let loaded = data::load(&settings(&config))?;
         let mut sentences = loaded.report.sentences();
         if context.connected_outputs.contains(&"pairs") {
             let rejected = loaded.prompts.iter().filter(|prompt| prompt.rejected_ids.is_some()).count();
@@ -170,6 +164,20 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
             identity: loaded.identity,
             order: None,
         })
+    }
+}
+
+/// What to read.
+fn settings(config: &Config) -> Settings<'_> {
+    Settings {
+        paths: &config.path,
+        columns: &config.columns,
+        tokenizer: &config.tokenizer,
+        chat_template: config.chat_template.as_deref(),
+        max_prompt_tokens: config.max_prompt_tokens,
+        part: part(config),
+        limit: config.limit,
+        on_error: config.on_error,
     }
 }
 
@@ -337,7 +345,8 @@ mod tests {
         let with = format!("{{path: ['{path}'], tokenizer: nowhere, batch_size: 3, hold_out_every: 4}}");
         let config: Config = serde_yaml::from_str(&with).unwrap();
         let run = sapo_flow_engine::RunSettings::default();
-        let plan = PromptSource::plan(&config, &PlanContext { node: "node", run: &run }).unwrap();
+        let context = PlanContext { node: "node", run: &run, retained_versions: 1, inputs: Vec::new() };
+        let plan = PromptSource::plan(&config, &context).unwrap();
         assert_eq!(plan.steps_per_epoch, Some(3));
         assert_eq!(plan.notes, ["7 rows, before any are dropped or skipped"]);
     }

@@ -6,11 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sapo_flow_engine::operator::{ConfigIssue, Define, NodePlan, PlanContext};
+use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::plan::{NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, PortType, Record, ReferenceLogps, Weights};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
 use sapo_flow_training::learner::reference_logps;
+use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::{Compute, Model};
 use sapo_flow_training::parameters::ParameterSet;
 use schemars::JsonSchema;
@@ -18,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 use crate::Error;
-use crate::compute::{compute, plan_model};
+use crate::compute::{PlannedModel, compute};
 use crate::examples::{example, needs_rejected};
 use crate::weights::{SharedWeights, shared};
 
@@ -168,8 +170,16 @@ learner:
     }
 
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
-        // Weights only: nothing is kept for a backward pass.
-        plan_model(Path::new(&config.model), config.device.as_deref().unwrap_or(&context.run.device), 4)
+        let model = PlannedModel::load(Path::new(&config.model), config.device.as_deref(), context.run)?;
+        let emits = context.input("batches");
+        let pairs = emits.batch_size.unwrap_or(0);
+        let working = |prompt, response| model.footprint().scoring(Shape::Pairs { pairs, prompt, response });
+        Ok(NodePlan {
+            parameters: Some(model.footprint().parameters()),
+            memory: model.memory(model.weights(), &emits, working),
+            emits,
+            ..NodePlan::default()
+        })
     }
 
     fn files(config: &Self::Config) -> Vec<PathBuf> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use differential_dataflow::operators::count::CountTotal;
 use sapo_flow_engine::operator::{ConfigIssue, Define, RecordStream, View};
+use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Change, Metrics, Pair, PortType, Record};
 use sapo_flow_engine::runtime::view;
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, PortSpec};
@@ -256,6 +257,11 @@ replay:
             }
         }
         issues
+    }
+
+    fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
+        let emits = Emits { rows: Some(config.draws as u64), ..context.input("pairs") };
+        Ok(NodePlan { emits, ..NodePlan::default() })
     }
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {

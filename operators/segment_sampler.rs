@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Metrics, Pair, PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
@@ -14,7 +15,7 @@ use sapo_flow_training::model::Compute;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::compute::compute;
+use crate::compute::{PlannedModel, compute};
 use crate::draws::Draws;
 use crate::rewrite::{RewriteSettings, SegmentTokens, rewrite};
 use crate::segments::Truncation;
@@ -211,6 +212,22 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
             format!("expected less than max_length {}, found {}", config.max_length, config.max_prompt_tokens),
         );
         issues
+    }
+
+    fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
+        let responses = config.responses_per_prompt as u64;
+        let tokens = config.max_length as u64;
+        let prompts = context.input("prompts");
+        let rows = prompts.rows.map(|prompts| prompts * responses);
+        let average_row = prompts.average_row;
+        let emits = Emits { rows, max_length: Some(tokens), average_row, ..Emits::default() };
+        let memory = match (PlannedModel::arriving(context, "weights")?, rows) {
+            (Some((model, _)), Some(rows)) => {
+                model.memory(0, &emits, |prompt, response| model.footprint().generating(rows, prompt + response))
+            }
+            _ => None,
+        };
+        Ok(NodePlan { memory, emits, ..NodePlan::default() })
     }
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {

@@ -253,10 +253,35 @@ batches  batcher        prompts.prompts
 metrics  metrics_sink   batches.metrics
 
 steps       5 (an epoch has 2)
-device      cpu, float32 weights and activations
+device      cpu, computing in float32, master weights in float32
 ";
     assert!(said.stdout.starts_with(expected), "{}", said.stdout);
     assert!(!here.path().join("runs").exists());
+}
+
+#[test]
+fn a_dry_run_estimates_memory() {
+    let here = workplace();
+    golden_model(&here.path().join("model"));
+    let learning = "  learner: {op: preference_learner, in: batches.batches, \
+                    with: {model: model, objective: sft, learning_rate: 0.1}}\n  \
+                    ema: {op: ema, in: learner.weights, with: {decay: 0.5}}\n";
+    fs::write(here.path().join("learning.yaml"), format!("{PIPELINE}{learning}")).unwrap();
+    let said = sapo_flow(here.path(), &["run", "learning.yaml", "--dry-run"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let read = fs::File::open(here.path().join("model/model.safetensors")).unwrap();
+    let mut header = [0; 8];
+    std::io::Read::take(read, 8).read_exact(&mut header).unwrap();
+    let file = fs::metadata(here.path().join("model/model.safetensors")).unwrap().len();
+    // Weights in float32 are the file without its header; the learner has two moments besides.
+    let weights = file - 8 - u64::from_le_bytes(header);
+    for expected in [
+        format!("learner keeps {} KiB; works with ", (3 * weights + 512) / 1024),
+        format!("ema keeps {} KiB\n", (weights + 512) / 1024),
+        "note        learner: at most: 2 pairs, every sequence 16 tokens long\n".to_owned(),
+    ] {
+        assert!(said.stdout.contains(&expected), "{expected}: {}", said.stdout);
+    }
 }
 
 /// Run until the first steps are done, then interrupt; what was said on standard error.

@@ -188,6 +188,26 @@ pub fn count(paths: &Paths, part: Part, limit: Option<usize>) -> Result<u64, Err
     Ok(selected.min(limit.unwrap_or(usize::MAX)) as u64)
 }
 
+/// Rows that averages are taken over, the first ones, and the largest data set in bytes that is read for them.
+const AVERAGED_ROWS: usize = 256;
+const AVERAGED_BYTES: u64 = 1 << 28;
+
+/// Mean tokens of prompts and of answers in the first rows, for plans; none where that cannot be told quickly.
+pub fn average_row(settings: &Settings) -> Option<(u64, u64)> {
+    let paths = files::resolve(settings.paths.as_slice()).ok()?;
+    let bytes: u64 = paths.iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum();
+    if bytes > AVERAGED_BYTES {
+        return None;
+    }
+    let limit = settings.limit.map_or(AVERAGED_ROWS, |limit| limit.min(AVERAGED_ROWS));
+    let rows = load(&Settings { limit: Some(limit), on_error: OnError::Skip, ..settings.clone() }).ok()?.prompts;
+    let mean = |length: fn(&Prompt) -> usize| {
+        let sum: usize = rows.iter().map(|row| length(row)).sum();
+        sum.div_ceil(rows.len().max(1)) as u64
+    };
+    Some((mean(|row| row.prompt_ids.len()), mean(|row| row.chosen_ids.len())))
+}
+
 impl Report {
     /// The report in words, a sentence for each thing worth knowing.
     pub fn sentences(&self) -> Vec<String> {

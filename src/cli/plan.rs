@@ -1,21 +1,21 @@
 //! `sapo-flow run --dry-run`: graph, steps, parameters and memory, without loading anything heavy.
 
-use std::collections::BTreeMap;
-
 use anyhow::anyhow;
-use sapo_flow_engine::{Graph, NodePlan, PlanContext};
+use sapo_flow_engine::Graph;
+use sapo_flow_engine::plan::{self, NodePlan};
+use sapo_flow_training::device;
 
 use super::{Outcome, report, terminal, validate};
 
 /// Tell what a run would do.
 pub fn show(name: &str, graph: &Graph) -> Outcome {
-    let plans = plans(graph)?;
+    let plans = plan::plan(graph).map_err(|errors| anyhow!(errors.join("\nerror: ")))?;
+    let device = device::name(device::parse(&graph.run.device)?);
     let mut text = format!("{name}: {}\n\n", validate::size(graph));
     text += &report::table(&nodes(graph));
     text += &format!("\nsteps       {}\n", steps(graph, &plans));
     text += &format!(
-        "device      {}, {} weights and activations\n",
-        graph.run.device,
+        "device      {device}, computing in {}, master weights in float32\n",
         format!("{:?}", graph.run.dtype).to_lowercase()
     );
     text += &parameters(graph, &plans);
@@ -27,19 +27,6 @@ pub fn show(name: &str, graph: &Graph) -> Outcome {
     }
     terminal::print(&text)?;
     Ok(())
-}
-
-/// What each node will take; all nodes that cannot tell, in one error.
-fn plans(graph: &Graph) -> anyhow::Result<Vec<NodePlan>> {
-    let mut errors = Vec::new();
-    let mut plans = Vec::new();
-    for node in &graph.nodes {
-        match (node.op.plan)(&node.config, &PlanContext { node: &node.name, run: &graph.run }) {
-            Ok(plan) => plans.push(plan),
-            Err(error) => errors.push(format!("node `{}`: {error}", node.name)),
-        }
-    }
-    if errors.is_empty() { Ok(plans) } else { Err(anyhow!(errors.join("\nerror: "))) }
 }
 
 fn nodes(graph: &Graph) -> Vec<Vec<String>> {
@@ -77,21 +64,36 @@ fn parameters(graph: &Graph, plans: &[NodePlan]) -> String {
     if parts.is_empty() { String::new() } else { format!("parameters  {}\n", parts.join(", ")) }
 }
 
-/// The sum for each device, and the nodes it is made of, the largest first.
+/// What the program takes besides tensors, most of it libtorch and tokenizers: 0.2 to 0.25 GiB when measured.
+const PROGRAM_BYTES: u64 = 1 << 28;
+
+/// The sum for each device, and what each node keeps, and takes while it works, the largest first.
 fn memory(graph: &Graph, plans: &[NodePlan]) -> String {
-    let mut devices: BTreeMap<&str, Vec<(u64, &str)>> = BTreeMap::new();
-    for (node, plan) in graph.nodes.iter().zip(plans) {
-        for (device, bytes) in &plan.peak_bytes {
-            devices.entry(device).or_default().push((*bytes, &node.name));
+    let range = |on_average: u64, most: u64| match (report::bytes(on_average), report::bytes(most)) {
+        (on_average, most) if on_average == most => most,
+        (on_average, most) => format!("{on_average}, at most {most}"),
+    };
+    let mut text = String::new();
+    for (device, (most, on_average)) in plan::peak_memory(graph, plans) {
+        let program = if device == "cpu" { PROGRAM_BYTES } else { 0 };
+        text += &format!("memory      {device}: about {}\n", range(on_average + program, most + program));
+        let nodes = graph.nodes.iter().zip(plans);
+        let mut nodes: Vec<_> = nodes.filter_map(|(node, plan)| Some((&node.name, plan.memory.as_ref()?))).collect();
+        nodes.retain(|(_, memory)| memory.device == device);
+        nodes.sort_by_key(|(_, memory)| std::cmp::Reverse(memory.kept + memory.working));
+        for (name, memory) in nodes {
+            let kept = (memory.kept > 0).then(|| format!("keeps {}", report::bytes(memory.kept)));
+            let working = range(memory.working_on_average, memory.working);
+            let working = (memory.working > 0).then(|| format!("works with {working}"));
+            let parts: Vec<String> = kept.into_iter().chain(working).collect();
+            text += &format!("            {name} {}\n", parts.join("; "));
+        }
+        if program > 0 {
+            text += &format!("            the program itself takes {}\n", report::bytes(program));
         }
     }
-    let mut text = String::new();
-    for (device, mut nodes) in devices {
-        nodes.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
-        let total: u64 = nodes.iter().map(|(bytes, _)| bytes).sum();
-        let parts: Vec<String> =
-            nodes.iter().map(|(bytes, name)| format!("{name} {}", report::bytes(*bytes))).collect();
-        text += &format!("memory      {device}: about {} at most ({})\n", report::bytes(total), parts.join(", "));
+    if !text.is_empty() {
+        text += "            (for sequences of the data's average length, and for the longest possible)\n";
     }
     text
 }

@@ -10,7 +10,6 @@ use sapo_flow_engine::runtime::checkpoint::LoadedCheckpoint;
 use sapo_flow_engine::runtime::event::EventSender;
 use sapo_flow_engine::runtime::{self, Outcome as RunOutcome, RunOptions, RunReport};
 use sapo_flow_training::device;
-use tch::Device;
 
 use super::args::RunArgs;
 use super::progress::{Display, Summary, Watcher};
@@ -36,7 +35,7 @@ pub fn run(args: RunArgs) -> Outcome {
     if args.dry_run {
         return plan::show(&directory::stem(&pipeline), &graph);
     }
-    let device = device_name(device::parse(&graph.run.device)?);
+    let device = device::name(device::parse(&graph.run.device)?);
     let (run_directory, checkpoint) = match resume {
         Resume::No => {
             let run_directory = match &args.run_dir {
@@ -141,13 +140,4 @@ fn finish(report: &RunReport, summary: &Summary, run_directory: &Path, quiet: bo
         terminal::print(&text)?;
     }
     Ok(())
-}
-
-/// The device as pipelines name it.
-fn device_name(device: Device) -> String {
-    match device {
-        Device::Cuda(index) => format!("cuda:{index}"),
-        Device::Cpu => "cpu".to_owned(),
-        other => format!("{other:?}").to_lowercase(),
-    }
 }

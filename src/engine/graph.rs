@@ -30,6 +30,25 @@ impl Graph {
         self.edges.iter().filter(|edge| edge.feedback.is_some())
     }
 
+    /// How many versions of what a node emits may still be read, the newest included: 1 + the largest max_staleness
+    /// among its feedback edges, and 1 where there is none.
+    pub fn retained_versions(&self, node: usize) -> u64 {
+        let outgoing = self.feedback_edges().filter(|edge| edge.from_node == node);
+        1 + outgoing.filter_map(|edge| edge.feedback).map(|feedback| feedback.max_staleness).max().unwrap_or(0)
+    }
+
+    /// Whether a path leads from one node to another within a step: without feedback edges.
+    pub fn leads_to(&self, from: usize, to: usize) -> bool {
+        let mut reached = vec![false; self.nodes.len()];
+        reached[from] = true;
+        // Nodes are in dependency order, so that one pass over them is enough.
+        for node in from + 1..=to {
+            let mut incoming = self.edges.iter().filter(|edge| edge.to_node == node && edge.feedback.is_none());
+            reached[node] = incoming.any(|edge| reached[edge.from_node]);
+        }
+        from < to && reached[to]
+    }
+
     /// The output port that an edge begins at.
     pub fn output(&self, edge: &Edge) -> &'static PortSpec {
         &self.nodes[edge.from_node].op.outputs[edge.from_port]

@@ -9,6 +9,7 @@
 //! | [`operator`] | what an operator is, and the registry of them |
 //! | [`pipeline`] | YAML to graph: parsing, parameters, validation, diagnostics |
 //! | [`graph`] | the lowered graph, drawn as mermaid or dot |
+//! | [`plan`] | what a run will take, before it is begun |
 //! | [`docs`] | the reference pages of operators |
 //! | [`runtime`] | the graph as a timely dataflow: steps, feedback, device threads, checkpoints |
 
@@ -17,12 +18,13 @@ mod draw;
 pub mod graph;
 pub mod operator;
 pub mod pipeline;
+pub mod plan;
 pub mod record;
 pub mod runtime;
 
 pub use graph::{Edge, Graph, Node, RunSettings};
 pub use operator::{
-    BuildContext, Define, Inputs, NodePlan, Operator, OperatorError, OperatorSpec, Outputs, Placement, PlanContext,
-    PortSpec, Registry,
+    BuildContext, Define, Inputs, Operator, OperatorError, OperatorSpec, Outputs, Placement, PortSpec, Registry,
 };
+pub use plan::{NodePlan, PlanContext};
 pub use record::{Batch, Metrics, Pair, PortType, Prompt, Record, ReferenceLogps, Segment, TokenId, Weights};

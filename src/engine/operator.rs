@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
 
 use crate::graph::RunSettings;
+use crate::plan::{NodePlan, PlanContext};
 use crate::record::{Batch, Metrics, Pair, PortType, Prompt, Record, Weights};
 use crate::runtime::event::EventSender;
 
@@ -133,27 +134,6 @@ impl ConfigIssue {
     pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
         ConfigIssue { key: key.into(), message: message.into() }
     }
-}
-
-/// What a node will take, as far as can be told without loading anything heavy.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NodePlan {
-    /// Sources: steps in one pass over the data.
-    pub steps_per_epoch: Option<u64>,
-    /// Parameters of the model the node holds, counted.
-    pub parameters: Option<u64>,
-    /// Peak bytes per device, such as `("cpu", 540_000_000)`.
-    pub peak_bytes: Vec<(String, u64)>,
-    /// Notes for people, such as what the figures assume.
-    pub notes: Vec<String>,
-}
-
-/// What [`Define::plan`] may look at.
-pub struct PlanContext<'a> {
-    /// The node's name.
-    pub node: &'a str,
-    /// The pipeline's `run` block.
-    pub run: &'a RunSettings,
 }
 
 /// What [`Define::build`] may look at.

@@ -24,6 +24,15 @@ pub fn parse(name: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
+/// A device's name as [`parse`] reads it: `cpu` or `cuda:N`.
+pub fn name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        Device::Cpu => "cpu".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
 /// Sets how many processors libtorch uses for work that the calling thread starts. Each device thread has its own
 /// number.
 pub fn set_threads(threads: usize) {
@@ -80,6 +89,7 @@ mod tests {
     #[test]
     fn names_of_devices() {
         assert_eq!(parse("cpu").unwrap(), Device::Cpu);
+        assert_eq!((name(Device::Cpu).as_str(), name(Device::Cuda(1)).as_str()), ("cpu", "cuda:1"));
         assert!(matches!(parse("auto").unwrap(), Device::Cpu | Device::Cuda(0)));
     }
 

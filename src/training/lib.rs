@@ -9,6 +9,7 @@ pub mod generate;
 pub mod gguf;
 pub mod learner;
 pub mod logps;
+pub mod memory;
 pub mod model;
 pub mod objectives;
 pub mod optim;

@@ -13,7 +13,7 @@ use crate::model::{Compute, Decoder};
 use crate::parameters::ParameterSet;
 
 /// Bytes of f32 logits that one matrix product computes.
-const CHUNK_BYTES: i64 = 128 << 20;
+pub const CHUNK_BYTES: i64 = 128 << 20;
 /// Bytes of f32 logits that elementwise operations work on at a time on a CPU: what its cache holds.
 const PIECE_BYTES: i64 = 4 << 20;
 /// Bytes of logits kept between the forward and the backward pass.

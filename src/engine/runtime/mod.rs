@@ -132,8 +132,7 @@ impl RunError {
 /// # Errors
 /// [`RunError`]: the first node that failed, panicked or lost its thread; a checkpoint that could not be written.
 pub fn run(graph: &Graph, options: RunOptions) -> Result<RunReport, RunError> {
-    let retained = retained_versions(graph);
-    let (executors, total_steps) = build(graph, &options, &retained)?;
+    let (executors, total_steps) = build(graph, &options)?;
     let first_step = options.resume.as_ref().map_or(0, |checkpoint| checkpoint.step);
     let control = Arc::new(Control::new(graph, first_step, total_steps));
     let checkpointer = Arc::new(Checkpointer::new(graph, &options)?);
@@ -163,19 +162,8 @@ pub fn run(graph: &Graph, options: RunOptions) -> Result<RunReport, RunError> {
     Ok(RunReport { outcome, total_steps, steps_done: control.completed() - first_step, busy: control.busy(), elapsed })
 }
 
-/// For each node, how many versions of its emissions feedback consumers may still read.
-fn retained_versions(graph: &Graph) -> Vec<u64> {
-    let mut retained = vec![1; graph.nodes.len()];
-    for edge in &graph.edges {
-        if let Some(feedback) = edge.feedback {
-            retained[edge.from_node] = retained[edge.from_node].max(1 + feedback.max_staleness);
-        }
-    }
-    retained
-}
-
 /// Build all operators: those without inputs first, since they decide how many steps there are.
-fn build(graph: &Graph, options: &RunOptions, retained: &[u64]) -> Result<(Vec<Executor>, u64), RunError> {
+fn build(graph: &Graph, options: &RunOptions) -> Result<(Vec<Executor>, u64), RunError> {
     let mut operators: Vec<Option<crate::operator::Built>> = graph.nodes.iter().map(|_| None).collect();
     let mut total_steps = 0;
     for sources in [true, false] {
@@ -201,7 +189,7 @@ fn build(graph: &Graph, options: &RunOptions, retained: &[u64]) -> Result<(Vec<E
                 total_steps,
                 run_directory: &options.run_directory,
                 resumed: options.resume.is_some(),
-                retained_versions: retained[index],
+                retained_versions: graph.retained_versions(index),
                 threads: threads(graph),
                 connected_inputs: ports(false),
                 connected_outputs: ports(true),

@@ -22,7 +22,7 @@ pub(super) struct Pass<'a> {
 }
 
 /// The kind in which attention is computed. libtorch's attention is slow in bfloat16 on CPUs, backward above all.
-pub(super) fn attention_kind(device: Device, kind: Kind) -> Kind {
+pub(crate) fn attention_kind(device: Device, kind: Kind) -> Kind {
     if device == Device::Cpu { Kind::Float } else { kind }
 }
 

@@ -23,4 +23,5 @@ pub use checkpointing::CheckpointTape;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Compute, Decoder};
 pub use directory::{Model, SourceFiles, save};
+pub(crate) use layer::attention_kind;
 pub use mask::{AttentionMask, ModelInput, SharedPrefix};

@@ -5,4 +5,5 @@ mod docs;
 mod drawing;
 mod graph;
 mod params;
+mod plan;
 mod toy;

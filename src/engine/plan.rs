@@ -1,0 +1,152 @@
+//! What a run will take, told before anything heavy is loaded.
+//!
+//! Each operator plans its node from its settings and from what the nodes that it reads from will emit. Nodes are
+//! planned in dependency order; those at the end of a feedback edge once more, when the edge's other end is known.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::graph::{Graph, RunSettings};
+
+/// What a node will take, as far as can be told without loading anything heavy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodePlan {
+    /// Sources: steps in one pass over the data.
+    pub steps_per_epoch: Option<u64>,
+    /// Parameters of the model that the node loads or keeps a copy of, counted.
+    pub parameters: Option<u64>,
+    /// What it takes on the device it works on.
+    pub memory: Option<Memory>,
+    /// What it emits.
+    pub emits: Emits,
+    /// Notes for people, such as what the figures assume.
+    pub notes: Vec<String>,
+}
+
+/// Bytes that a node takes on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// From its start to the end of the run.
+    pub kept: u64,
+    /// Besides, while it works on a step: the most, where every sequence is as long as may be.
+    pub working: u64,
+    /// The same where sequences have the average length of the data's.
+    pub working_on_average: u64,
+}
+
+/// What a node emits at a step, for the plans of the nodes after it. Absent: unknown, or nothing of the kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Emits {
+    /// Directory of the model whose weights these are.
+    pub model: Option<PathBuf>,
+    /// Where the weights are.
+    pub device: Option<String>,
+    /// Most prompts or pairs at a step.
+    pub rows: Option<u64>,
+    /// Most pairs in one batch.
+    pub batch_size: Option<u64>,
+    /// Most tokens of a prompt and a response together.
+    pub max_length: Option<u64>,
+    /// Mean tokens of the data's prompts and of their answers.
+    pub average_row: Option<(u64, u64)>,
+}
+
+/// What [`Define::plan`](crate::Define::plan) may look at.
+pub struct PlanContext<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// The pipeline's `run` block.
+    pub run: &'a RunSettings,
+    /// See [`BuildContext`](crate::BuildContext::retained_versions).
+    pub retained_versions: u64,
+    /// For each edge that ends here: the input's name, and the plan of the node that it comes from.
+    pub inputs: Vec<(&'static str, &'a NodePlan)>,
+}
+
+impl PlanContext<'_> {
+    /// What arrives at an input: of several edges the largest numbers, added up where they are rows.
+    pub fn input(&self, port: &str) -> Emits {
+        let mut arrives = Emits::default();
+        for (_, plan) in self.inputs.iter().filter(|(name, _)| *name == port) {
+            let emits = plan.emits.clone();
+            arrives = Emits {
+                model: arrives.model.or(emits.model),
+                device: arrives.device.or(emits.device),
+                rows: arrives.rows.map_or(emits.rows, |rows| Some(rows + emits.rows.unwrap_or(0))),
+                batch_size: arrives.batch_size.max(emits.batch_size),
+                max_length: arrives.max_length.max(emits.max_length),
+                average_row: arrives.average_row.max(emits.average_row),
+            };
+        }
+        arrives
+    }
+}
+
+/// The plans of all nodes, in the graph's order.
+///
+/// # Errors
+/// One sentence for each node that cannot tell.
+pub fn plan(graph: &Graph) -> Result<Vec<NodePlan>, Vec<String>> {
+    let mut plans: Vec<Option<NodePlan>> = vec![None; graph.nodes.len()];
+    let mut errors = Vec::new();
+    for again in [false, true] {
+        for index in 0..graph.nodes.len() {
+            let incoming = || graph.edges.iter().filter(|edge| edge.to_node == index);
+            if again && !incoming().any(|edge| edge.feedback.is_some()) {
+                continue;
+            }
+            let node = &graph.nodes[index];
+            let context = PlanContext {
+                node: &node.name,
+                run: &graph.run,
+                retained_versions: graph.retained_versions(index),
+                inputs: incoming()
+                    .filter_map(|edge| Some((graph.input(edge).name, plans[edge.from_node].as_ref()?)))
+                    .collect(),
+            };
+            match (node.op.plan)(&node.config, &context) {
+                Ok(plan) => plans[index] = Some(plan),
+                Err(error) => errors.push(format!("node `{}`: {error}", node.name)),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+    }
+    Ok(plans.into_iter().flatten().collect())
+}
+
+/// Bytes in use at a time, for each device: the most, and with sequences of average length.
+///
+/// Nodes that a path connects take turns at a step. With staleness above 0 several steps are under way, and any nodes
+/// may work at the same time.
+pub fn peak_memory(graph: &Graph, plans: &[NodePlan]) -> BTreeMap<String, (u64, u64)> {
+    let overlap = graph.feedback_edges().any(|edge| edge.feedback.is_some_and(|feedback| feedback.max_staleness > 0));
+    let mut devices: BTreeMap<String, Vec<(usize, &Memory)>> = BTreeMap::new();
+    for (index, memory) in plans.iter().enumerate().filter_map(|(index, plan)| Some((index, plan.memory.as_ref()?))) {
+        devices.entry(memory.device.clone()).or_default().push((index, memory));
+    }
+    let peak = |memories: &[(usize, &Memory)], working: fn(&Memory) -> u64| {
+        let kept: u64 = memories.iter().map(|(_, memory)| memory.kept).sum();
+        let working: Vec<(usize, u64)> = memories.iter().map(|(index, memory)| (*index, working(memory))).collect();
+        kept + if overlap { working.iter().map(|(_, bytes)| bytes).sum() } else { heaviest(graph, &working) }
+    };
+    let peaks = |memories: Vec<(usize, &Memory)>| {
+        (peak(&memories, |memory| memory.working), peak(&memories, |memory| memory.working_on_average))
+    };
+    devices.into_iter().map(|(device, memories)| (device, peaks(memories))).collect()
+}
+
+/// The largest sum over nodes no two of which a path connects.
+fn heaviest(graph: &Graph, nodes: &[(usize, u64)]) -> u64 {
+    let Some(((first, bytes), rest)) = nodes.split_first() else { return 0 };
+    if *bytes == 0 {
+        return heaviest(graph, rest);
+    }
+    let alongside: Vec<(usize, u64)> =
+        rest.iter().copied().filter(|(other, _)| !graph.leads_to(*first, *other)).collect();
+    let with = bytes + heaviest(graph, &alongside);
+    if alongside.len() == rest.len() { with } else { with.max(heaviest(graph, rest)) }
+}

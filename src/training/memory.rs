@@ -1,0 +1,254 @@
+//! How much memory tensors of a model take, estimated from its shape: nothing is loaded.
+//!
+//! For its backward pass autograd keeps at each position of a layer, with e bytes for a number of the compute type, a for
+//! one in attention (4 on a CPU):
+//!
+//! - each of two norms: its input and its quotient in float32, its result: 2 (8 + e) hidden_size + 8;
+//! - attention: query, key, value and result, keys and values repeated to the query's heads, and a normaliser for each
+//!   head: 4 a heads head_dim + 4 heads; the result in the compute type, where that is another: e heads head_dim;
+//! - with norms on queries and keys: input and quotient: 8 (heads + key heads) head_dim;
+//! - the feed-forward block: gate, its silu, up, their product: 4 e intermediate_size.
+//!
+//! Where pairs share a prompt, each has prompt + 2 response positions. Attention then works on copies: of the first
+//! sequence's queries, and of both sequences' keys and values, prompt included: a (7 prompt + 9 response) heads head_dim
+//! for a pair, and its parts' results are joined in a copy of the compute type.
+//!
+//! That is what PyTorch's `saved_tensors_hooks` count for the same operations. Where the compute type is not float32, each
+//! layer's weights are kept in it too. What a forward pass without gradients has in memory at a time is taken to be as much
+//! as one layer would keep.
+//!
+//! Not counted: what libtorch's kernels use inside, and the gaps that freed memory leaves in the heap.
+
+use tch::{Device, Kind};
+
+use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
+use crate::model::Decoder;
+use crate::model::attention_kind;
+
+/// Bytes of an f32.
+const FLOAT: u64 = 4;
+
+/// A model on a device, in a compute type.
+#[derive(Clone, Copy)]
+pub struct Footprint<'a> {
+    /// The architecture.
+    pub decoder: &'a Decoder,
+    /// Where it computes; the decoder's own device plays no part.
+    pub device: Device,
+    /// Kind of the matrix products.
+    pub kind: Kind,
+}
+
+/// What goes through the model at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Rows padded to the longest.
+    Rows {
+        /// How many.
+        rows: u64,
+        /// Tokens of the longest.
+        tokens: u64,
+    },
+    /// Pairs of responses that share a prompt.
+    Pairs {
+        /// How many.
+        pairs: u64,
+        /// Tokens that both sequences of a pair begin with.
+        prompt: u64,
+        /// Tokens of each response.
+        response: u64,
+    },
+}
+
+impl Shape {
+    /// Positions in the forward pass.
+    pub fn positions(self) -> u64 {
+        match self {
+            Shape::Rows { rows, tokens } => rows * tokens,
+            Shape::Pairs { pairs, prompt, response } => pairs * (prompt + 2 * response),
+        }
+    }
+}
+
+/// A step of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrainingStep {
+    /// One forward and backward pass.
+    pub shape: Shape,
+    /// Passes in one update.
+    pub passes: u64,
+    /// Whether activations are computed again in the backward pass.
+    pub gradient_checkpointing: bool,
+}
+
+impl Footprint<'_> {
+    /// Parameters of the model.
+    pub fn parameters(&self) -> u64 {
+        self.decoder.expected_parameters().iter().map(|(_, shape)| elements(shape)).sum()
+    }
+
+    /// What autograd keeps of one layer.
+    pub fn layer(&self, shape: Shape) -> u64 {
+        let config = &self.decoder.config;
+        let size = |size: i64| size as u64;
+        let (heads, key_heads) = (size(config.num_attention_heads), size(config.num_key_value_heads));
+        let (e, a) = (bytes(self.kind), bytes(attention_kind(self.device, self.kind)));
+        let width = heads * size(config.head_dim);
+        let norms = 2 * (8 + e) * size(config.hidden_size) + 8;
+        let head_norms = if config.qk_norm { 8 * (heads + key_heads) * size(config.head_dim) } else { 0 };
+        let per_position = norms + head_norms + 4 * heads + 4 * e * size(config.intermediate_size);
+        let attention = match shape {
+            Shape::Rows { rows, tokens } => rows * tokens * width * (4 * a + if e == a { 0 } else { e }),
+            Shape::Pairs { pairs, prompt, response } => {
+                pairs * width * (a * (7 * prompt + 9 * response) + e * (prompt + 2 * response))
+            }
+        };
+        shape.positions() * per_position + attention
+    }
+
+    /// The most that an update needs besides weights and optimizer state: activations, gradients, logits.
+    ///
+    /// While a backward pass goes on, activations make room for gradients; those of earlier passes of the step are there
+    /// from its beginning.
+    pub fn training(&self, step: TrainingStep) -> u64 {
+        let layers = self.decoder.config.num_hidden_layers as u64;
+        let positions = step.shape.positions();
+        let copies = self.copies(self.layer_parameters());
+        let activations = match step.gradient_checkpointing {
+            false => layers * self.layer(step.shape) + copies,
+            true => {
+                let inputs = (layers + 1) * positions * self.hidden();
+                inputs + self.layer(step.shape) + copies / layers.max(1)
+            }
+        };
+        let gradients = FLOAT * self.parameters();
+        let (head, head_gradient) = (self.copies(self.head_parameters()), FLOAT * self.head_parameters());
+        let all_logits = positions * self.logits();
+        let logits = all_logits.min(KEPT_BYTES as u64) + all_logits.min(CHUNK_BYTES as u64);
+        let layers_and_gradients = if step.passes > 1 { activations + gradients } else { activations.max(gradients) };
+        head + head_gradient + logits + layers_and_gradients
+    }
+
+    /// What it takes to score the responses of a batch, without gradients.
+    pub fn scoring(&self, shape: Shape) -> u64 {
+        let logits = (shape.positions() * self.logits()).min(CHUNK_BYTES as u64);
+        self.layer(shape) + self.copies(self.head_parameters()) + logits
+    }
+
+    /// What it takes to generate: a cache for rows of so many tokens, prompts included, the weights in the compute type
+    /// where they are not in it, and the pass over the prompts.
+    pub fn generating(&self, rows: u64, tokens: u64) -> u64 {
+        let config = &self.decoder.config;
+        let keys = (config.num_key_value_heads * config.head_dim) as u64;
+        let layers = config.num_hidden_layers as u64;
+        let cache = rows * tokens * layers * 2 * keys * bytes(attention_kind(self.device, self.kind));
+        let logits = rows * config.vocab_size as u64 * (FLOAT + bytes(self.kind));
+        self.copies(self.parameters()) + cache + self.layer(Shape::Rows { rows, tokens }) + logits
+    }
+
+    /// f32 weights once more in the compute type, where that is another.
+    fn copies(&self, parameters: u64) -> u64 {
+        if self.kind == Kind::Float { 0 } else { parameters * bytes(self.kind) }
+    }
+
+    /// One position's hidden state.
+    fn hidden(&self) -> u64 {
+        self.decoder.config.hidden_size as u64 * bytes(self.kind)
+    }
+
+    /// One position's logits.
+    fn logits(&self) -> u64 {
+        self.decoder.config.vocab_size as u64 * bytes(self.kind)
+    }
+
+    fn head_parameters(&self) -> u64 {
+        (self.decoder.config.vocab_size * self.decoder.config.hidden_size) as u64
+    }
+
+    fn layer_parameters(&self) -> u64 {
+        let parameters = self.decoder.expected_parameters();
+        let of_layers = parameters.iter().filter(|(name, _)| name.starts_with("model.layers."));
+        of_layers.map(|(_, shape)| elements(shape)).sum()
+    }
+}
+
+fn elements(shape: &[i64]) -> u64 {
+    shape.iter().product::<i64>() as u64
+}
+
+fn bytes(kind: Kind) -> u64 {
+    kind.elt_size_in_bytes() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::ModelConfig;
+
+    fn smollm2() -> Decoder {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+            "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": true,
+        });
+        let config = config.as_object().expect("an object was written").clone();
+        Decoder::new(ModelConfig::new(Path::new("config.json"), config, None).unwrap(), Device::Cpu).unwrap()
+    }
+
+    fn on_cpu(decoder: &Decoder, kind: Kind) -> Footprint<'_> {
+        Footprint { decoder, device: Device::Cpu, kind }
+    }
+
+    /// Counted by `torch.autograd.graph.saved_tensors_hooks` (PyTorch 2.11), weights left out.
+    #[test]
+    fn a_layer_keeps_what_pytorch_counts() {
+        let decoder = smollm2();
+        let (bf16, float) = (on_cpu(&decoder, Kind::BFloat16), on_cpu(&decoder, Kind::Float));
+        let rows = Shape::Rows { rows: 8, tokens: 128 };
+        assert_eq!((bf16.layer(rows), float.layer(rows)), (1024 * 34_220, 1024 * 47_660));
+        let pairs = Shape::Pairs { pairs: 4, prompt: 40, response: 30 };
+        assert_eq!((bf16.layer(pairs), float.layer(pairs)), (15_070_400, 21_368_000));
+    }
+
+    #[test]
+    fn a_step_by_hand() {
+        let decoder = smollm2();
+        let bf16 = on_cpu(&decoder, Kind::BFloat16);
+        // A layer: q and o 576 * 576, k and v 192 * 576, gate, up and down 1536 * 576, two norms 576.
+        let layer_parameters = 2 * 331_776 + 2 * 110_592 + 3 * 884_736 + 2 * 576;
+        let head = 49_152 * 576;
+        assert_eq!(bf16.parameters(), 30 * layer_parameters + 576 + head);
+        assert_eq!(bf16.parameters(), 134_515_008);
+
+        // 8 sequences of 256 tokens, in bfloat16: 2048 positions.
+        let shape = Shape::Rows { rows: 8, tokens: 256 };
+        let step = TrainingStep { shape, passes: 1, gradient_checkpointing: false };
+        let activations = 30 * 2048 * 34_220 + 2 * 30 * layer_parameters;
+        // The head in bfloat16 and its gradient; logits of all positions, 201 MB, and a chunk of at most 134 MB.
+        let around_the_head = 2 * head + 4 * head + 2048 * 49_152 * 2 + (128 << 20);
+        assert_eq!(bf16.training(step), activations + around_the_head);
+        // Gradients, 538 MB, are added where an earlier pass left them.
+        let gradients = 4 * 134_515_008;
+        assert_eq!(bf16.training(TrainingStep { passes: 2, ..step }), activations + gradients + around_the_head);
+        // With checkpointing less is kept than the gradients take later.
+        let few = TrainingStep { gradient_checkpointing: true, ..step };
+        assert!(31 * 2048 * 576 * 2 + 2048 * 34_220 + 2 * layer_parameters < gradients);
+        assert_eq!(bf16.training(few), gradients + around_the_head);
+    }
+
+    #[test]
+    fn generation_by_hand() {
+        let decoder = smollm2();
+        // 4 rows of 100 tokens: keys and values of 192 f32 in 30 layers; the pass over the prompts; f32 logits twice.
+        let cache = 4 * 100 * 30 * 2 * 192 * 4;
+        let float = on_cpu(&decoder, Kind::Float).generating(4, 100);
+        assert_eq!(float, cache + 400 * 47_660 + 4 * 49_152 * 8);
+        // In bfloat16 the weights are there once more, and the cache stays as it is on a CPU.
+        let bf16 = on_cpu(&decoder, Kind::BFloat16).generating(4, 100);
+        assert_eq!(bf16, 2 * 134_515_008 + cache + 400 * 34_220 + 4 * 49_152 * 6);
+    }
+}
