@@ -3,6 +3,8 @@
 //! The rest of the learner knows a layout only through its fields, so another way to lay sequences out is another
 //! function that makes one.
 
+use std::iter::once;
+
 use tch::Tensor;
 
 use super::example::Sequence;
@@ -101,12 +103,12 @@ fn padded(decoder: &Decoder, sequences: &[Sequence]) -> Result<Layout> {
     for (index, sequence) in sequences.iter().enumerate() {
         let ids = sequence.ids();
         let (response, nll) = (sequence.first_response(), sequence.first_nll().unwrap_or(ids.len()));
-        for position in response.min(nll)..ids.len() {
-            predictions.push(index * width + position - 1, ids[position], position >= nll);
+        for (position, &id) in ids.iter().enumerate().skip(response.min(nll)) {
+            predictions.push(index * width + position - 1, id, position >= nll);
         }
         // The response's rows are the sequence's last.
         let end = predictions.rows.len();
-        predictions.spans.push(vec![end - sequence.response_tokens()..end]);
+        predictions.spans.push(once(end - sequence.response_tokens()..end).collect());
         all_ids.push(ids);
     }
     predictions.finish(decoder, decoder.input(&all_ids)?)
@@ -124,11 +126,11 @@ fn shared_prefix(decoder: &Decoder, chosen: &[Sequence], rejected: &[Option<Sequ
         let (response, nll) = (sequence.first_response(), sequence.first_nll().unwrap_or(first.len()));
         let from = response.min(nll);
         let first_row = predictions.rows.len();
-        for position in from..first.len() {
-            predictions.push(start + position - 1, first[position], position >= nll);
+        for (position, &id) in first.iter().enumerate().skip(from) {
+            predictions.push(start + position - 1, id, position >= nll);
         }
         let row_of = |position: usize| first_row + position - from;
-        predictions.spans.push(vec![row_of(response)..row_of(first.len())]);
+        predictions.spans.push(once(row_of(response)..row_of(first.len())).collect());
         ids.extend(first.iter().map(|&id| i64::from(id)));
         positions.extend(0..first.len() as i64);
 
@@ -139,10 +141,10 @@ fn shared_prefix(decoder: &Decoder, chosen: &[Sequence], rejected: &[Option<Sequ
             own = second.len() - shared;
             let begins = other.first_response();
             let own_row = predictions.rows.len();
-            for position in begins.max(shared)..second.len() {
+            for (position, &id) in second.iter().enumerate().skip(begins.max(shared)) {
                 // The last shared token predicts the first one of the second sequence's own.
                 let before = if position == shared { start + shared } else { start + first.len() + position - shared };
-                predictions.push(before - 1, second[position], false);
+                predictions.push(before - 1, id, false);
             }
             rejected_spans.push(vec![row_of(begins.min(shared))..row_of(shared), own_row..predictions.rows.len()]);
             ids.extend(second[shared..].iter().map(|&id| i64::from(id)));
