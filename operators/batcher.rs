@@ -45,7 +45,7 @@ pub struct Batcher {
 
 impl Define for Batcher {
     const NAME: &'static str = "batcher";
-    const SUMMARY: &'static str = "Gathers pairs into batches of bounded size and length";
+    const SUMMARY: &'static str = "Gathers pairs into batches of bounded size and length.";
     const DOCS: &'static str = "\
 Divides all pairs of a step into batches of at most `batch_size`, in the same step: nothing is dropped, and nothing waits \
 for a later step. A learner makes one update from all batches of a step, so `batch_size` bounds memory and does not change \

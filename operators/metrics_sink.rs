@@ -68,7 +68,7 @@ const STATE_FILE: &str = "metrics_sink.json";
 
 impl Define for MetricsSink {
     const NAME: &'static str = "metrics_sink";
-    const SUMMARY: &'static str = "Writes metrics as JSON Lines and TensorBoard events";
+    const SUMMARY: &'static str = "Writes metrics as JSON Lines and TensorBoard events.";
     const DOCS: &'static str = "\
 Merges the metrics that reach it in a step, shows them as progress, and writes them to the run directory: \
 `metrics.jsonl`, one object a line with `step` and every value by name, and `tensorboard/metrics/events.out.tfevents.0` \

@@ -71,7 +71,7 @@ const STATE_FILE: &str = "prompt_source.json";
 
 impl Define for PromptSource {
     const NAME: &'static str = "prompt_source";
-    const SUMMARY: &'static str = "Reads conversations or preference pairs, tokenized, a batch a step";
+    const SUMMARY: &'static str = "Reads conversations or preference pairs, tokenized, a batch a step.";
     const DOCS: &'static str = "\
 Reads `.jsonl`, `.json` (an array of rows) and `.parquet` files. A row is one of:
 

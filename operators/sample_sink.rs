@@ -87,7 +87,7 @@ const STATE_FILE: &str = "sample_sink.json";
 
 impl Define for SampleSink {
     const NAME: &'static str = "sample_sink";
-    const SUMMARY: &'static str = "Writes some pairs as readable JSON Lines";
+    const SUMMARY: &'static str = "Writes some pairs as readable JSON Lines.";
     const DOCS: &'static str = "\
 At every n-th step writes the first `count` pairs that reach it to `samples.jsonl` of the run directory, one object a line: \
 `step`; the pair's `row`, `origin` (node), `made_at_step`, `position`, `weights_version` and `seed`; `prompt`, `chosen` and \

@@ -21,6 +21,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod record;
 pub mod runtime;
+mod step;
 
 pub use graph::{Edge, Graph, Node, RunSettings};
 pub use operator::{

@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 
 use crate::graph::RunSettings;
 use crate::plan::{NodePlan, PlanContext};
-use crate::record::{Batch, Metrics, Pair, PortType, Prompt, Record, Weights};
+use crate::record::{PortType, Record};
 use crate::runtime::event::EventSender;
+pub use crate::step::{Inputs, Outputs};
 
 /// What goes wrong inside an operator; the runtime adds the node's name and the step.
 pub type OperatorError = Box<dyn std::error::Error + Send + Sync>;
@@ -298,11 +299,22 @@ impl Registry {
     /// When two have the same name: a mistake in the program, not in its input.
     pub fn new(specs: Vec<OperatorSpec>) -> Self {
         let mut registry = Registry::default();
-        for spec in specs {
-            assert!(registry.get(spec.name).is_none(), "two operators are named `{}`", spec.name);
-            registry.specs.push(Arc::new(spec));
-        }
+        specs.into_iter().for_each(|spec| registry.add(spec));
         registry
+    }
+
+    fn add(&mut self, spec: OperatorSpec) {
+        assert!(self.get(spec.name).is_none(), "two operators are named `{}`", spec.name);
+        self.specs.push(Arc::new(spec));
+    }
+
+    /// The same registry with one operator more.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn with(mut self, spec: OperatorSpec) -> Self {
+        self.add(spec);
+        self
     }
 
     /// The operator of that name.
@@ -313,86 +325,5 @@ impl Registry {
     /// All operators, in the order listed.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<OperatorSpec>> {
         self.specs.iter()
-    }
-}
-
-/// The records of one step, by input port.
-#[derive(Clone, Debug, Default)]
-pub struct Inputs {
-    ports: Vec<(&'static str, Vec<Record>)>,
-}
-
-impl Inputs {
-    /// Inputs holding these records.
-    pub fn new(ports: Vec<(&'static str, Vec<Record>)>) -> Self {
-        Inputs { ports }
-    }
-
-    /// Take all records of a port, in order; none where it is unconnected.
-    pub fn take(&mut self, port: &str) -> Vec<Record> {
-        self.ports
-            .iter_mut()
-            .find(|(name, _)| *name == port)
-            .map(|(_, records)| std::mem::take(records))
-            .unwrap_or_default()
-    }
-
-    /// Take the prompts of a port.
-    pub fn prompts(&mut self, port: &str) -> Vec<Arc<Prompt>> {
-        self.take(port)
-            .into_iter()
-            .filter_map(|record| if let Record::Prompt(prompt) = record { Some(prompt) } else { None })
-            .collect()
-    }
-
-    /// Take the pairs of a port.
-    pub fn pairs(&mut self, port: &str) -> Vec<Arc<Pair>> {
-        self.take(port)
-            .into_iter()
-            .filter_map(|record| if let Record::Pair(pair) = record { Some(pair) } else { None })
-            .collect()
-    }
-
-    /// Take the batches of a port.
-    pub fn batches(&mut self, port: &str) -> Vec<Arc<Batch>> {
-        self.take(port)
-            .into_iter()
-            .filter_map(|record| if let Record::Batch(batch) = record { Some(batch) } else { None })
-            .collect()
-    }
-
-    /// Take the newest weights of a port.
-    pub fn weights(&mut self, port: &str) -> Option<Weights> {
-        self.take(port)
-            .into_iter()
-            .rev()
-            .find_map(|record| if let Record::Weights(weights) = record { Some(weights) } else { None })
-    }
-
-    /// Take the metrics of a port, one set for each edge that sent one.
-    pub fn metrics(&mut self, port: &str) -> Vec<Arc<Metrics>> {
-        self.take(port)
-            .into_iter()
-            .filter_map(|record| if let Record::Metrics(metrics) = record { Some(metrics) } else { None })
-            .collect()
-    }
-}
-
-/// What an operator emits at one step, by output port.
-#[derive(Clone, Debug, Default)]
-pub struct Outputs {
-    /// Records in order of emission, each with its port.
-    pub records: Vec<(&'static str, Record)>,
-}
-
-impl Outputs {
-    /// Nothing emitted yet.
-    pub fn new() -> Self {
-        Outputs::default()
-    }
-
-    /// Emit a record on a port.
-    pub fn push(&mut self, port: &'static str, record: Record) {
-        self.records.push((port, record));
     }
 }

@@ -8,11 +8,13 @@
 //! | `damage` | a damaged checkpoint is refused, and nothing is changed |
 //! | `rewiring` | other algorithms, by YAML alone |
 //! | `failures` | what goes wrong ends the run, and is named |
+//! | `examples` | the programs under `examples` work |
 //! | `shipped` | the pipelines that ship train |
 //! | `models` | the directories that a run writes are models |
 
 mod damage;
 mod determinism;
+mod examples;
 mod failures;
 mod models;
 mod resume;

@@ -35,7 +35,7 @@ fn shipped_pipelines_train() {
 
         let metrics = here.metrics(&name);
         assert!(!metrics.is_empty() && metrics.iter().all(|step| step["loss"].is_number()), "{name}: {metrics:?}");
-        let saved = here.path(&name).join("final/final/model.safetensors");
+        let saved = here.path(&name).join("model/final/model.safetensors");
         assert!(fs::read(saved).unwrap() != fs::read(here.path("model/model.safetensors")).unwrap(), "{name}");
         trained += 1;
     }
