@@ -94,7 +94,7 @@ impl PreferenceLearner {
             error: String,
             batches: &'a [Arc<Batch>],
         }
-        let path = self.run_directory.join(format!("{}-failed-at-step-{step}.json", self.node));
+        let path = self.run_directory.join(format!("{}-failed-at-step-{step}.json", self.node.replace('/', "-")));
         let failure = Failure { node: &self.node, step, error: error.to_string(), batches };
         std::fs::write(&path, serde_json::to_vec_pretty(&failure)?)?;
         Ok(path)

@@ -24,6 +24,8 @@ pub enum Verb {
     Run(RunArgs),
     /// Check pipelines, and tell everything that is wrong with them
     Validate(ValidateArgs),
+    /// Print a pipeline flat, with where each of its values came from
+    Expand(ExpandArgs),
     /// Draw a pipeline's graph
     Graph(GraphArgs),
     /// List the operators, or tell everything about one
@@ -80,6 +82,15 @@ pub struct ValidateArgs {
     pub overrides: Overrides,
 }
 
+/// `sapo-flow expand`
+#[derive(Debug, ClapArgs)]
+pub struct ExpandArgs {
+    /// The pipeline
+    pub pipeline: PathBuf,
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
 /// `sapo-flow graph`
 #[derive(Debug, ClapArgs)]
 pub struct GraphArgs {
@@ -107,6 +118,9 @@ pub enum GraphFormat {
 pub struct OperatorsArgs {
     /// The operator to tell everything about
     pub name: Option<String>,
+    /// The composite operators that this pipeline defines or includes, instead of the built-in ones
+    #[arg(long, value_name = "FILE")]
+    pub pipeline: Option<PathBuf>,
     /// How to write it
     #[arg(long, value_enum, default_value_t)]
     pub format: PageFormat,

@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`args`] | the command line as types |
-//! | [`run`], [`validate`], [`graph`], [`operators`], [`import`], [`generate`] | a verb each |
+//! | [`run`], [`validate`], [`expand`], [`graph`], [`operators`], [`import`], [`generate`] | a verb each |
 //! | [`plan`] | what a run would do: `run --dry-run` |
 //! | [`directory`], [`manifest`] | the run directory, and how its results came to be |
 //! | [`progress`], [`report`] | what is shown during a run, and after it |
@@ -16,6 +16,7 @@ use sapo_flow_engine::pipeline::Diagnostics;
 
 mod args;
 mod directory;
+mod expand;
 mod generate;
 mod graph;
 mod import;
@@ -58,6 +59,7 @@ pub fn main() -> ExitCode {
     let outcome = match args.verb {
         Verb::Run(args) => run::run(args),
         Verb::Validate(args) => validate::validate(&args),
+        Verb::Expand(args) => expand::expand(&args),
         Verb::Graph(args) => graph::graph(&args),
         Verb::Operators(args) => operators::operators(&args),
         Verb::Import(args) => import::import(&args),

@@ -1,14 +1,21 @@
 //! `sapo-flow operators`: the reference, from the list that pipelines are checked against.
 
+use std::path::Path;
+
+use anyhow::Context;
+use sapo_flow_engine::Registry;
 use sapo_flow_engine::docs::{OperatorDoc, operators_table};
-use sapo_flow_engine::pipeline::closest;
+use sapo_flow_engine::pipeline::{self, CompositeDoc, closest};
 
 use super::args::{OperatorsArgs, PageFormat};
-use super::{Failure, Outcome, terminal};
+use super::{Failure, Outcome, terminal, validate};
 
 /// Show all operators, or one in full.
 pub fn operators(args: &OperatorsArgs) -> Outcome {
     let registry = sapo_flow_operators::registry();
+    if let Some(pipeline) = &args.pipeline {
+        return composites(pipeline, args, &registry);
+    }
     let text = match (&args.name, args.format) {
         (None, PageFormat::Text) => {
             let width = registry.iter().map(|spec| spec.name.len()).max().unwrap_or(0);
@@ -31,6 +38,33 @@ pub fn operators(args: &OperatorsArgs) -> Outcome {
                 PageFormat::Markdown => page.to_markdown(),
                 PageFormat::Json => serde_json::to_string_pretty(&page)?,
             }
+        }
+    };
+    terminal::print(&text)?;
+    Ok(())
+}
+
+/// Show the composite operators of a pipeline, or one in full.
+fn composites(path: &Path, args: &OperatorsArgs, registry: &Registry) -> Outcome {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+    let mut pages =
+        pipeline::composites(&name, &text, registry).map_err(|diagnostics| validate::invalid(path, &diagnostics))?;
+    if let Some(wanted) = &args.name {
+        if pages.iter().all(|page| page.name != *wanted) {
+            let near = closest(wanted, pages.iter().map(|page| page.name.as_str()));
+            let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            return Err(Failure::Usage(format!("{name} has no operator `{wanted}` of its own{hint}")));
+        }
+        pages.retain(|page| page.name == *wanted);
+    }
+    let text = match args.format {
+        PageFormat::Json => serde_json::to_string_pretty(&pages)?,
+        PageFormat::Markdown => pages.iter().map(CompositeDoc::to_markdown).collect::<Vec<_>>().join("\n"),
+        PageFormat::Text if args.name.is_some() => pages.iter().map(CompositeDoc::to_text).collect(),
+        PageFormat::Text => {
+            let width = pages.iter().map(|page| page.name.len()).max().unwrap_or(0);
+            pages.iter().map(|page| format!("{:width$}  {}\n", page.name, page.summary)).collect()
         }
     };
     terminal::print(&text)?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use sapo_flow_engine::pipeline::Diagnostics;
 use sapo_flow_engine::{Graph, pipeline};
 
 use super::args::ValidateArgs;
@@ -24,12 +25,15 @@ pub fn validate(args: &ValidateArgs) -> Outcome {
 
 /// Load a pipeline, or show what is wrong with it.
 pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Graph, Failure> {
-    pipeline::load(path, overrides, &sapo_flow_operators::registry()).map_err(|diagnostics| {
-        show(&diagnostics);
-        let (errors, warnings) = (count(diagnostics.errors(), "error"), count(diagnostics.warnings(), "warning"));
-        terminal::message(&format!("{}: invalid, {errors}, {warnings}", path.display()));
-        Failure::Invalid
-    })
+    pipeline::load(path, overrides, &sapo_flow_operators::registry()).map_err(|diagnostics| invalid(path, &diagnostics))
+}
+
+/// Show what is wrong with a pipeline.
+pub fn invalid(path: &Path, diagnostics: &Diagnostics) -> Failure {
+    show(diagnostics);
+    let (errors, warnings) = (count(diagnostics.errors(), "error"), count(diagnostics.warnings(), "warning"));
+    terminal::message(&format!("{}: invalid, {errors}, {warnings}", path.display()));
+    Failure::Invalid
 }
 
 /// `7 nodes, 8 edges, 1 of them feedback`

@@ -105,15 +105,7 @@ impl OperatorDoc {
             }
         }
         if !self.parameters.is_empty() {
-            let rows = self.parameters.iter().map(|parameter| {
-                let default = match (&parameter.default, parameter.required) {
-                    (_, true) => "required".to_owned(),
-                    (Some(default), _) => format!("`{default}`"),
-                    (None, _) => String::new(),
-                };
-                [format!("`{}`", parameter.name), parameter.expects.clone(), default, parameter.description.clone()]
-            });
-            table(&mut text, "With", &["key", "type", "default", "what"], rows);
+            table(&mut text, "With", &PARAMETER_COLUMNS, self.parameters.iter().map(ParameterDoc::row));
         }
         let _ = write!(text, "\n### Example\n\n```yaml\n{}\n```\n", self.example);
         text
@@ -143,8 +135,20 @@ impl PortDoc {
     }
 }
 
+/// What [`ParameterDoc::row`] holds.
+pub(crate) const PARAMETER_COLUMNS: [&str; 4] = ["key", "type", "default", "what"];
+
 impl ParameterDoc {
-    fn heading(&self) -> String {
+    pub(crate) fn row(&self) -> [String; 4] {
+        let default = match (&self.default, self.required) {
+            (_, true) => "required".to_owned(),
+            (Some(default), _) => format!("`{default}`"),
+            (None, _) => String::new(),
+        };
+        [format!("`{}`", self.name), self.expects.clone(), default, self.description.clone()]
+    }
+
+    pub(crate) fn heading(&self) -> String {
         let default = match (&self.default, self.required) {
             (_, true) => ", required".to_owned(),
             (Some(default), _) => format!(", default {default}"),
@@ -254,7 +258,12 @@ fn wrapped(text: &str, indent: &str) -> String {
     lines.join("\n")
 }
 
-fn table<const N: usize>(text: &mut String, title: &str, head: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
+pub(crate) fn table<const N: usize>(
+    text: &mut String,
+    title: &str,
+    head: &[&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) {
     let _ = write!(text, "\n### {title}\n\n");
     text.push_str(&table_row(&head.map(str::to_owned)));
     let _ = writeln!(text, "|{}", "---|".repeat(N));

@@ -22,8 +22,8 @@ impl Graph {
     /// The graph as a mermaid flowchart. Feedback edges are dashed and tell their staleness.
     pub fn to_mermaid(&self) -> String {
         let id = |index: usize| {
-            let name = &self.nodes[index].name;
-            if MERMAID_WORDS.contains(&name.as_str()) { format!("node-{name}") } else { name.clone() }
+            let name = self.nodes[index].name.replace('/', ".");
+            if MERMAID_WORDS.contains(&name.as_str()) { format!("node-{name}") } else { name }
         };
         let mut text = String::from("flowchart LR\n");
         for (index, node) in self.nodes.iter().enumerate() {

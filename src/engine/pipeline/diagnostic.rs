@@ -112,7 +112,7 @@ impl Diagnostics {
 
     pub(super) fn unreadable(file: &str, error: &std::io::Error) -> Self {
         let mut report = Report::new(file, "", &[]);
-        report.list.push(report.diagnostic(Severity::Error, Span::default(), format!("cannot read `{file}`: {error}")));
+        report.error(Span::default(), format!("cannot read `{file}`: {error}"));
         report.finish()
     }
 }
@@ -135,7 +135,7 @@ impl std::error::Error for Diagnostics {}
 /// A stretch of one of the sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
-    /// 0: the pipeline file; 1: the command line, where override n is line n.
+    /// 0: the pipeline file; 1: the command line, where override n is line n; others: included files.
     pub source: usize,
     /// First line, from 1; 0: nowhere.
     pub line: usize,
@@ -147,25 +147,50 @@ pub(crate) struct Span {
 
 /// Collects diagnostics while the stages run.
 pub(crate) struct Report {
-    sources: Vec<(String, Vec<String>)>,
+    sources: Vec<Source>,
     list: Vec<Diagnostic>,
+    /// For each of the list, the uses of composite operators it was found in.
+    contexts: Vec<Vec<String>>,
+    context: Vec<String>,
+}
+
+struct Source {
+    name: String,
     text: String,
 }
 
 impl Report {
     pub fn new(file: &str, text: &str, overrides: &[(String, String)]) -> Self {
-        let lines = text.lines().map(str::to_owned).collect();
-        let command_line = overrides.iter().map(|(name, value)| format!("-S {name}={value}")).collect();
+        let command_line: Vec<String> =
+            overrides.iter().map(|(name, value)| format!("-S {name}={value}").replace('\n', " ")).collect();
+        let source = |name: &str, text: String| Source { name: name.to_owned(), text };
         Report {
-            sources: vec![(file.to_owned(), lines), ("command line".to_owned(), command_line)],
+            sources: vec![source(file, text.to_owned()), source("command line", command_line.join("\n"))],
             list: Vec::new(),
-            text: text.to_owned(),
+            contexts: Vec::new(),
+            context: Vec::new(),
         }
     }
 
-    /// The pipeline's text.
-    pub fn text(&self) -> &str {
-        &self.text
+    /// Add an included file; the result stands for it in spans.
+    pub fn add_source(&mut self, name: &str, text: &str) -> usize {
+        self.sources.push(Source { name: name.to_owned(), text: text.to_owned() });
+        self.sources.len() - 1
+    }
+
+    /// The text of a source.
+    pub fn text(&self, source: usize) -> &str {
+        &self.sources[source].text
+    }
+
+    /// The name of a source.
+    pub fn name(&self, source: usize) -> &str {
+        &self.sources[source].name
+    }
+
+    /// From now on, what is found was found in these uses of composite operators.
+    pub fn set_context(&mut self, uses: &[String]) {
+        self.context = uses.to_vec();
     }
 
     /// Report an error.
@@ -189,31 +214,57 @@ impl Report {
 
     /// Where a span is, for a note about another one.
     pub fn place(&self, span: Span) -> String {
-        format!("{}:{}:{}", self.sources[span.source].0, span.line, span.column)
+        format!("{}:{}:{}", self.sources[span.source].name, span.line, span.column)
     }
 
-    /// All findings, those of the file before those of the command line, each by line and column.
-    pub fn finish(mut self) -> Diagnostics {
-        self.list.sort_by_key(|diagnostic| {
-            (diagnostic.file == self.sources[1].0, diagnostic.line, diagnostic.column, diagnostic.severity as u8)
+    /// All findings, those of the pipeline before those of included files and of the command line, each by line and
+    /// column. What was found in several uses of one definition is told once, with all of them.
+    pub fn finish(self) -> Diagnostics {
+        let rank = |diagnostic: &Diagnostic| match self.sources.iter().position(|s| s.name == diagnostic.file) {
+            Some(1) => usize::MAX,
+            Some(source) => source,
+            None => 0,
+        };
+        let mut list: Vec<Diagnostic> = Vec::new();
+        for (diagnostic, context) in self.list.into_iter().zip(self.contexts) {
+            let same = |other: &&mut Diagnostic| {
+                !context.is_empty()
+                    && (&other.file, other.line, other.column, &other.message)
+                        == (&diagnostic.file, diagnostic.line, diagnostic.column, &diagnostic.message)
+            };
+            match list.iter_mut().find(same) {
+                Some(told) => {
+                    let more = context.into_iter().filter(|note| !told.notes.contains(note)).collect::<Vec<_>>();
+                    told.notes.extend(more);
+                }
+                None => {
+                    let notes = [diagnostic.notes.as_slice(), &context].concat();
+                    list.push(Diagnostic { notes, ..diagnostic });
+                }
+            }
+        }
+        list.sort_by_key(|diagnostic| {
+            (rank(diagnostic), diagnostic.line, diagnostic.column, diagnostic.severity as u8)
         });
-        Diagnostics { list: self.list }
+        Diagnostics { list }
     }
 
     fn push(&mut self, severity: Severity, span: Span, message: String) -> &mut Diagnostic {
         let diagnostic = self.diagnostic(severity, span, message);
+        self.contexts.push(self.context.clone());
         self.list.push(diagnostic);
         self.list.last_mut().expect("one was just pushed")
     }
 
     fn diagnostic(&self, severity: Severity, span: Span, message: String) -> Diagnostic {
-        let (file, lines) = &self.sources[span.source];
-        let source_line = span.line.checked_sub(1).and_then(|index| lines.get(index)).cloned().unwrap_or_default();
+        let source = &self.sources[span.source];
+        let line = span.line.checked_sub(1).and_then(|index| source.text.lines().nth(index));
+        let source_line = line.unwrap_or_default().to_owned();
         let rest = (source_line.chars().count() + 1).saturating_sub(span.column);
         Diagnostic {
             severity,
             message,
-            file: file.clone(),
+            file: source.name.clone(),
             line: span.line,
             column: span.column.max(1),
             width: span.width.min(rest).max(1),

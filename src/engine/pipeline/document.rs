@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use serde_yaml::Value;
 
+use super::composite::{self, FlatNode};
 use super::diagnostic::{Diagnostics, Report, Span};
-use super::params::{self, Params};
+use super::environment::Environment;
+use super::interpolation::escape;
+use super::library::Library;
+use super::params::Params;
 use super::schema::{Validator, blame};
 use super::wiring::{self, Draft};
 use super::yaml::{self, Content, Entry, Yaml};
@@ -13,9 +17,10 @@ use super::{lints, order};
 use crate::graph::{Graph, Node, RunSettings};
 use crate::operator::{OperatorSpec, Registry};
 
-/// The pipeline in the report's text as a graph; None where something kept it from being one.
-pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report: &mut Report) -> Option<Graph> {
-    let root = yaml::parse(report)?;
+/// The pipeline in the report's text as a graph, and as a flat tree with all parameters filled in; None where something
+/// kept it from being one.
+pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report: &mut Report) -> Option<(Graph, Yaml)> {
+    let root = yaml::parse(0, report)?;
     if !matches!(root.content, Content::Mapping(_)) {
         report
             .error(root.span, format!("a pipeline is a mapping, found {}", root.found()))
@@ -23,27 +28,38 @@ pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report:
         return None;
     }
     let top = Span { source: 0, line: 1, column: 1, width: 1 };
-    check_keys(&root, &["version", "params", "run", "nodes"], "the pipeline", report);
+    check_keys(&root, &["version", "include", "env", "params", "operators", "run", "nodes"], "the pipeline", report);
     check_version(&root, top, report);
-    let mut params = Params::read(root.get("params").map(|entry| &entry.value), overrides, report);
-    let filled = params.fill(&without_params(&root), report);
+    let file = report.name(0).to_owned();
+    let library = Library::read(&root, &file, registry, report);
+    if library.report_recursion(report) {
+        return None;
+    }
+    let environment = Environment::read(root.get("env").map(|entry| &entry.value), report);
+    let mut params = Params::read(root.get("params").map(|entry| &entry.value), environment, overrides, report);
+    let mut filled = params.fill(&without_definitions(&root), report);
     params.report_unused(report);
 
     let run = read_run(filled.get("run"), top, report);
-    let mut drafts = read_nodes(filled.get("nodes"), top, registry, report);
+    let flat = read_nodes(filled.get("nodes"), top, &library, registry, report);
+    let mut drafts: Vec<Draft> = flat.iter().map(|node| read_node(node, registry, &library, report)).collect();
+    report.set_context(&[]);
+    report_nested(&drafts, report);
+    replace_nodes(&mut filled, &flat);
     wiring::connect(&mut drafts, report);
     let order = order::dependency_order(&drafts, report)?;
     if report.has_errors() {
         return None;
     }
     lints::check(&drafts, report);
-    Some(Graph {
+    let graph = Graph {
         edges: wiring::edges(&drafts, &order),
         nodes: order.into_iter().filter_map(|index| node(&drafts[index])).collect(),
         run: run?,
-        resolved: filled.to_value_with(&params::escape),
+        resolved: filled.to_value_with(&escape),
         warnings: Diagnostics::default(),
-    })
+    };
+    Some((graph, filled))
 }
 
 /// An error for each key that is none of `known`.
@@ -69,9 +85,19 @@ fn check_version(root: &Yaml, top: Span, report: &mut Report) {
     }
 }
 
-fn without_params(root: &Yaml) -> Yaml {
-    let entries = root.entries().iter().filter(|entry| entry.key != "params").cloned().collect();
+/// The pipeline without what only serves to write it.
+fn without_definitions(root: &Yaml) -> Yaml {
+    let definitions = ["include", "env", "params", "operators"];
+    let entries = root.entries().iter().filter(|entry| !definitions.contains(&entry.key.as_str())).cloned().collect();
     Yaml::new(root.span, Content::Mapping(entries))
+}
+
+/// Put the flat nodes in the place of those written.
+fn replace_nodes(filled: &mut Yaml, flat: &[FlatNode]) {
+    let Content::Mapping(entries) = &mut filled.content else { return };
+    for entry in entries.iter_mut().filter(|entry| entry.key == "nodes") {
+        entry.value.content = Content::Mapping(flat.iter().map(|node| node.entry.clone()).collect());
+    }
 }
 
 fn read_run(entry: Option<&Entry>, top: Span, report: &mut Report) -> Option<RunSettings> {
@@ -135,7 +161,13 @@ impl RunSettings {
     }
 }
 
-fn read_nodes(entry: Option<&Entry>, top: Span, registry: &Registry, report: &mut Report) -> Vec<Draft> {
+fn read_nodes(
+    entry: Option<&Entry>,
+    top: Span,
+    library: &Library,
+    registry: &Registry,
+    report: &mut Report,
+) -> Vec<FlatNode> {
     let Some(entry) = entry else {
         report.error(top, "the pipeline has no `nodes`");
         return Vec::new();
@@ -145,17 +177,28 @@ fn read_nodes(entry: Option<&Entry>, top: Span, registry: &Registry, report: &mu
             .error(entry.key_span, format!("`nodes` is a mapping from names to nodes, found {}", entry.value.found()))
             .help("a node is written `name: {op: OPERATOR, in: ..., with: {...}}`");
     }
-    entry.value.entries().iter().map(|entry| read_node(entry, registry, report)).collect()
+    composite::flatten(&entry.value, library, registry, report)
 }
 
-fn read_node(entry: &Entry, registry: &Registry, report: &mut Report) -> Draft {
-    let name = &entry.key;
-    if !params::is_identifier(name) {
-        report
-            .error(entry.key_span, format!("`{name}` is no name for a node"))
-            .help("use letters, digits and `_`, not beginning with a digit");
+/// A node's directory in a checkpoint has its name, so that no node can stand inside of another.
+fn report_nested(drafts: &[Draft], report: &mut Report) {
+    for draft in drafts {
+        let inside = |other: &&Draft| draft.name.strip_prefix(&other.name).is_some_and(|rest| rest.starts_with('/'));
+        if let Some(other) = drafts.iter().find(inside) {
+            report.error(
+                draft.span,
+                format!("`{}` is named as if it were inside of the node `{}`", draft.name, other.name),
+            );
+        }
     }
-    let mut draft = Draft::new(name, entry.key_span);
+}
+
+fn read_node(node: &FlatNode, registry: &Registry, library: &Library, report: &mut Report) -> Draft {
+    let FlatNode { entry, uses } = node;
+    report.set_context(uses);
+    let name = &entry.key;
+    composite::check_name(name, entry.key_span, report);
+    let mut draft = Draft { uses: uses.clone(), ..Draft::new(name, entry.key_span) };
     if !matches!(entry.value.content, Content::Mapping(_)) {
         if !entry.value.is_invalid() {
             report.error(
@@ -168,7 +211,7 @@ fn read_node(entry: &Entry, registry: &Registry, report: &mut Report) -> Draft {
     check_keys(&entry.value, &["op", "in", "with"], &format!("the node `{name}`"), report);
     draft.input = entry.value.get("in").cloned();
     draft.with = entry.value.get("with").cloned().filter(|with| !with.value.is_null());
-    draft.op = read_operator(entry, registry, &mut draft, report);
+    draft.op = read_operator(entry, registry, library, &mut draft, report);
     if let Some(op) = draft.op.clone() {
         check_config(&op, &draft, report);
     }
@@ -178,6 +221,7 @@ fn read_node(entry: &Entry, registry: &Registry, report: &mut Report) -> Draft {
 fn read_operator(
     entry: &Entry,
     registry: &Registry,
+    library: &Library,
     draft: &mut Draft,
     report: &mut Report,
 ) -> Option<Arc<OperatorSpec>> {
@@ -197,7 +241,8 @@ fn read_operator(
     };
     let spec = registry.get(text).cloned();
     if spec.is_none() {
-        let names: Vec<&str> = registry.iter().map(|spec| spec.name).collect();
+        let composites = library.list.iter().map(|definition| definition.name.as_str());
+        let names: Vec<&str> = registry.iter().map(|spec| spec.name).chain(composites).collect();
         blame(report, &op.value, format!("unknown operator `{text}`")).suggest(text, &names);
     }
     spec

@@ -8,10 +8,12 @@ use super::wiring::Draft;
 pub(crate) fn check(drafts: &[Draft], report: &mut Report) {
     report_idle_feedback(drafts, report);
     report_lost_work(drafts, report);
+    report.set_context(&[]);
 }
 
 fn report_idle_feedback(drafts: &[Draft], report: &mut Report) {
     for (reader, draft) in drafts.iter().enumerate() {
+        report.set_context(&draft.uses);
         for wire in &draft.wires {
             let Some(feedback) = wire.feedback else { continue };
             if !reaches(reader, wire.from_node, drafts) {
@@ -29,6 +31,7 @@ fn report_idle_feedback(drafts: &[Draft], report: &mut Report) {
 /// A sink is a node without outputs: what reaches none of them is computed for nothing.
 fn report_lost_work(drafts: &[Draft], report: &mut Report) {
     let sinks: Vec<usize> = (0..drafts.len()).filter(|index| drafts[*index].outputs().is_empty()).collect();
+    report.set_context(&[]);
     if sinks.is_empty() {
         if let Some(first) = drafts.first() {
             report
@@ -41,6 +44,7 @@ fn report_lost_work(drafts: &[Draft], report: &mut Report) {
         if sinks.iter().any(|sink| reaches(index, *sink, drafts)) {
             continue;
         }
+        report.set_context(&draft.uses);
         let read = drafts.iter().any(|other| other.wires.iter().any(|wire| wire.from_node == index));
         if read {
             report.warning(draft.span, format!("`{}` reaches no sink: what it computes is lost", draft.name));

@@ -3,9 +3,13 @@
 //! | module | stage |
 //! |---|---|
 //! | `yaml` | text to a tree in which every value knows its place |
-//! | `params` | `-S` overrides and `${name}` |
+//! | `library` | `operators` and `include`: composite operators as defined |
+//! | `declaration`, `environment` | what `params` and `env` say |
+//! | `params`, `interpolation` | `-S` overrides and `${name}` |
+//! | `composite` | uses of composite operators to the nodes inside |
 //! | `schema` | values against the JSON Schema of an operator's config or of the `run` block |
 //! | `document` | the top level, the `run` block, the nodes |
+//! | `expand`, `composite_doc` | the flat pipeline as text; the reference pages of composite operators |
 //! | `wiring` | `in` blocks to typed edges |
 //! | `order` | dependency order, or the chain of a cycle that nothing delays |
 //! | `lints` | what is legal and still looks like a mistake |
@@ -17,8 +21,15 @@ use std::path::Path;
 use crate::graph::Graph;
 use crate::operator::Registry;
 
+mod composite;
+mod composite_doc;
+mod declaration;
 mod diagnostic;
 mod document;
+mod environment;
+mod expand;
+mod interpolation;
+mod library;
 mod lints;
 mod order;
 mod params;
@@ -27,9 +38,11 @@ mod suggest;
 mod wiring;
 mod yaml;
 
+pub use composite_doc::{CompositeDoc, CompositePort};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use suggest::closest;
 
+use diagnostic::Report;
 pub(crate) use schema::{describe, follow};
 
 /// Read a pipeline file and validate it.
@@ -43,18 +56,47 @@ pub fn load(path: &Path, overrides: &[(String, String)], registry: &Registry) ->
     }
 }
 
-/// Validate a pipeline given as text; `name` stands for the file in diagnostics.
+/// Validate a pipeline given as text; `name` stands for the file in diagnostics, and included files are looked for
+/// beside it.
 pub fn parse_str(
     name: &str,
     text: &str,
     overrides: &[(String, String)],
     registry: &Registry,
 ) -> Result<Graph, Diagnostics> {
-    let mut report = diagnostic::Report::new(name, text, overrides);
-    let graph = document::lower(overrides, registry, &mut report);
+    let mut report = Report::new(name, text, overrides);
+    let lowered = document::lower(overrides, registry, &mut report);
     let diagnostics = report.finish();
-    match graph {
-        Some(graph) if !diagnostics.has_errors() => Ok(Graph { warnings: diagnostics, ..graph }),
+    match lowered {
+        Some((graph, _)) if !diagnostics.has_errors() => Ok(Graph { warnings: diagnostics, ..graph }),
         _ => Err(diagnostics),
+    }
+}
+
+/// A pipeline as the flat one that runs: parameters filled in, composite operators replaced by the nodes inside, defaults
+/// written out, and a comment on every value that says where it came from.
+pub fn expand(
+    name: &str,
+    text: &str,
+    overrides: &[(String, String)],
+    registry: &Registry,
+) -> Result<String, Diagnostics> {
+    let mut report = Report::new(name, text, overrides);
+    let lowered = document::lower(overrides, registry, &mut report);
+    match lowered {
+        Some((_, filled)) if !report.has_errors() => Ok(expand::to_text(&filled, registry, &report)),
+        _ => Err(report.finish()),
+    }
+}
+
+/// The composite operators that a pipeline defines or includes, whether or not its nodes are right.
+pub fn composites(name: &str, text: &str, registry: &Registry) -> Result<Vec<CompositeDoc>, Diagnostics> {
+    let mut report = Report::new(name, text, &[]);
+    let library = yaml::parse(0, &mut report).map(|root| library::Library::read(&root, name, registry, &mut report));
+    match library {
+        Some(library) if !report.has_errors() => {
+            Ok(library.list.iter().map(|definition| CompositeDoc::of(definition, &report)).collect())
+        }
+        _ => Err(report.finish()),
     }
 }

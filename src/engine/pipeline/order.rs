@@ -75,10 +75,12 @@ fn report_cycle(cycle: &[(usize, &Wire)], drafts: &[Draft], report: &mut Report)
     let reader = &drafts[cycle[0].0];
     let port = reader.op.as_ref().map_or("in", |op| op.inputs[wire.to_port].name);
     let from = name(&(last, wire));
+    report.set_context(&reader.uses);
     report
         .error(wire.span, format!("a cycle without `feedback`: {}", chain.join(" -> ")))
         .label("every step would wait for itself")
         .help(format!("delay one of its edges, such as `{port}: {{from: {from}, feedback: {{max_staleness: 0}}}}`"));
+    report.set_context(&[]);
 }
 
 /// Whether what `from` emits can reach `to`, over edges of any kind.

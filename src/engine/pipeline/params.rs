@@ -1,26 +1,31 @@
 //! `params`: their defaults, `-S name=value`, and `${name}` in the rest of the pipeline.
 //!
 //! Interpolation sees parsed scalars, never text: a value cannot change the structure of the file. `${name}` alone
-//! keeps the parameter's type, within other text it prints the value, `$${` is a literal `${`. An override is YAML of
-//! any type: whether the type is right is for those to say who use the value, just as with a default.
+//! keeps the parameter's type, within other text it prints the value, `$${` is a literal `${`. The value of a plain
+//! parameter may be of any type: whether the type is right is for those to say who use it. That of a parameter which is
+//! spelled out must be what its declaration says.
 
 use std::rc::Rc;
 
 use serde_yaml::Value;
 
+use super::declaration::{self, Declaration};
 use super::diagnostic::{Report, Span};
-use super::yaml::{Content, Yaml};
+use super::environment::Environment;
+use super::interpolation::{Piece, names_in, pieces};
+use super::schema::{Validator, describe};
+use super::yaml::{Content, Entry, Origin, Yaml};
 
-/// The parameters of a pipeline.
+/// The parameters of a pipeline, or of one use of a composite operator.
 pub(crate) struct Params {
     list: Vec<Param>,
+    environment: Environment,
 }
 
 struct Param {
-    name: String,
-    span: Span,
+    declared: Declaration,
     value: Yaml,
-    /// The text of an override.
+    /// What gave it its value, where that is not the default.
     given: Option<String>,
     state: State,
     used: bool,
@@ -34,36 +39,91 @@ enum State {
 }
 
 impl Params {
-    /// Read the `params` block and apply the overrides.
-    pub fn read(block: Option<&Yaml>, overrides: &[(String, String)], report: &mut Report) -> Self {
-        let mut params = Params { list: Vec::new() };
-        if let Some(block) = block {
-            if !matches!(block.content, Content::Mapping(_)) && !block.is_null() {
-                report.error(block.span, format!("`params` is a mapping, found {}", block.found()));
-            }
-            for entry in block.entries() {
-                if !is_identifier(&entry.key) {
-                    report
-                        .error(entry.key_span, format!("`{}` is no name for a parameter", entry.key))
-                        .help("use letters, digits and `_`, not beginning with a digit");
-                }
-                params.list.push(Param {
-                    name: entry.key.clone(),
-                    span: entry.key_span,
-                    value: entry.value.clone(),
-                    given: None,
-                    state: State::Written,
-                    used: false,
-                });
-            }
-        }
+    /// Read the `params` block of a pipeline and apply the overrides.
+    pub fn read(
+        block: Option<&Yaml>,
+        environment: Environment,
+        overrides: &[(String, String)],
+        report: &mut Report,
+    ) -> Self {
+        let mut params = Params::declared(declaration::read(block, report), environment);
         for (index, (name, value)) in overrides.iter().enumerate() {
             params.override_one(index, name, value, overrides, report);
         }
-        for index in 0..params.list.len() {
-            params.resolve(index, Vec::new(), report);
+        for param in params.list.iter().filter(|param| param.given.is_none() && param.declared.default.is_none()) {
+            let name = &param.declared.name;
+            if param.value.is_null() {
+                report
+                    .error(param.declared.span, format!("the parameter `{name}` has no value"))
+                    .help(format!("give it one with `-S {name}=VALUE`, or write a `default`"));
+            }
         }
+        params.resolve_all(report);
         params
+    }
+
+    /// The parameters of a composite operator where a node uses it: `with` has the values, the node is called `user` and
+    /// stands at `span`.
+    pub fn of_use(
+        declarations: Vec<Declaration>,
+        with: Option<&Entry>,
+        user: &str,
+        span: Span,
+        report: &mut Report,
+    ) -> Self {
+        let mut params = Params::declared(declarations, Environment::none());
+        let names: Vec<String> = params.list.iter().map(|param| param.declared.name.clone()).collect();
+        for entry in with.into_iter().flat_map(|with| with.value.entries()) {
+            let Some(param) = params.list.iter_mut().find(|param| param.declared.name == entry.key) else {
+                report
+                    .error(entry.key_span, format!("unknown key `{}`", entry.key))
+                    .label("unknown key")
+                    .suggest(&entry.key, &names);
+                continue;
+            };
+            param.given = Some(format!("given at {}", report.place(entry.value.span)));
+            param.value = entry.value.clone();
+            // What the user of an operator wrote belongs to the pipeline, where it was filled in already.
+            param.state = State::Resolved;
+        }
+        let key = with.map_or(span, |with| with.key_span);
+        for param in params.list.iter().filter(|param| param.given.is_none() && param.declared.default.is_none()) {
+            let name = &param.declared.name;
+            let expected =
+                param.declared.schema.as_ref().map_or("a value".to_owned(), |schema| describe(schema, schema));
+            report
+                .error(key, format!("the key `{name}` of `{user}` is missing"))
+                .label(format!("needs `{name}`: {expected}"));
+        }
+        params.resolve_all(report);
+        params
+    }
+
+    fn declared(declarations: Vec<Declaration>, environment: Environment) -> Self {
+        let param = |declared: Declaration| {
+            let missing = || Yaml::new(declared.span, Content::Scalar(Value::Null));
+            let value = declared.default.clone().unwrap_or_else(missing);
+            Param { declared, value, given: None, state: State::Written, used: false }
+        };
+        Params { list: declarations.into_iter().map(param).collect(), environment }
+    }
+
+    /// Fill in references of parameters to each other, and hold the values against the declarations.
+    fn resolve_all(&mut self, report: &mut Report) {
+        for index in 0..self.list.len() {
+            self.resolve(index, Vec::new(), report);
+            let param = &mut self.list[index];
+            let missing = param.given.is_none() && param.declared.default.is_none();
+            if missing {
+                param.value.content = Content::Invalid;
+            } else if let Some(schema) = &param.declared.schema {
+                let before = report.errors();
+                Validator { root: schema }.check(&param.value, &param.declared.name, param.declared.span, report);
+                if report.errors() > before {
+                    param.value.content = Content::Invalid;
+                }
+            }
+        }
     }
 
     fn override_one(
@@ -80,8 +140,8 @@ impl Params {
             report.error(name_span, format!("the parameter `{name}` is overridden twice"));
             return;
         }
-        let names: Vec<String> = self.list.iter().map(|param| param.name.clone()).collect();
-        let Some(param) = self.list.iter_mut().find(|param| param.name == name) else {
+        let names: Vec<String> = self.list.iter().map(|param| param.declared.name.clone()).collect();
+        let Some(param) = self.list.iter_mut().find(|param| param.declared.name == name) else {
             let diagnostic = report.error(name_span, format!("the pipeline has no parameter `{name}`"));
             if names.is_empty() {
                 diagnostic.help("it has no `params` at all");
@@ -97,7 +157,7 @@ impl Params {
             }
             Ok(value) => {
                 param.value = unplaced(value, value_span);
-                param.given = Some(text.to_owned());
+                param.given = Some(format!("-S {name}={text}"));
             }
             Err(error) => {
                 report.error(value_span, format!("this is not YAML: {error}"));
@@ -112,19 +172,22 @@ impl Params {
         match param.state {
             State::Resolved => return,
             State::Resolving => {
-                chain.push(param.name.clone());
-                let start = chain.iter().position(|name| *name == param.name).unwrap_or(0);
-                report.error(param.span, format!("parameters refer to each other: {}", chain[start..].join(" -> ")));
+                chain.push(param.declared.name.clone());
+                let start = chain.iter().position(|name| *name == param.declared.name).unwrap_or(0);
+                report.error(
+                    param.declared.span,
+                    format!("parameters refer to each other: {}", chain[start..].join(" -> ")),
+                );
                 param.value.content = Content::Invalid;
                 param.state = State::Resolved;
                 return;
             }
             State::Written => param.state = State::Resolving,
         }
-        chain.push(param.name.clone());
+        chain.push(param.declared.name.clone());
         let value = param.value.clone();
         for name in names_in(&value) {
-            if let Some(other) = self.list.iter().position(|param| param.name == name) {
+            if let Some(other) = self.list.iter().position(|param| param.declared.name == name) {
                 self.resolve(other, chain.clone(), report);
             }
         }
@@ -163,7 +226,8 @@ impl Params {
         };
         if let [Piece::Param(name)] = pieces.as_slice() {
             let value = self.look_up(name, yaml.span, report);
-            return Yaml { parameter: Some(self.origin(name)), ..moved(&value, yaml.span) };
+            let origin = self.origin(name, &value, report);
+            return Yaml { origin: Some(Rc::new(origin)), ..moved(&value, yaml.span) };
         }
         let mut filled = String::new();
         for piece in &pieces {
@@ -184,48 +248,54 @@ impl Params {
                 },
             }
         }
-        Yaml::new(yaml.span, Content::Scalar(Value::String(filled)))
+        let references = pieces.iter().any(|piece| matches!(piece, Piece::Param(_)));
+        let place = report.place(yaml.span);
+        let origin = Origin { written: text.to_owned(), whole: false, given: None, place, before: None };
+        Yaml {
+            origin: references.then(|| Rc::new(origin)),
+            ..Yaml::new(yaml.span, Content::Scalar(Value::String(filled)))
+        }
     }
 
     fn look_up(&mut self, name: &str, span: Span, report: &mut Report) -> Yaml {
-        if let Some(param) = self.list.iter_mut().find(|param| param.name == name) {
+        if let Some(variable) = name.strip_prefix("env.") {
+            return self.environment.look_up(variable, span, report);
+        }
+        if let Some(param) = self.list.iter_mut().find(|param| param.declared.name == name) {
             param.used = true;
             return param.value.clone();
         }
-        let names: Vec<&str> = self.list.iter().map(|param| param.name.as_str()).collect();
+        let names: Vec<&str> = self.list.iter().map(|param| param.declared.name.as_str()).collect();
         report.error(span, format!("there is no parameter `{name}`")).suggest(name, &names);
         Yaml::new(span, Content::Invalid)
     }
 
-    /// Where a value comes from, for messages about it.
-    fn origin(&self, name: &str) -> Rc<str> {
-        let param = self.list.iter().find(|param| param.name == name);
-        match param.and_then(|param| param.given.as_ref()) {
-            Some(text) => Rc::from(format!("`${{{name}}}` (-S {name}={text})")),
-            None => Rc::from(format!("`${{{name}}}`")),
+    /// Where a parameter's value comes from.
+    fn origin(&self, name: &str, value: &Yaml, report: &Report) -> Origin {
+        let param = self.list.iter().find(|param| param.declared.name == name);
+        let given = match name.strip_prefix("env.") {
+            Some(variable) => self.environment.given(variable),
+            None => param.and_then(|param| param.given.clone()),
+        };
+        Origin {
+            written: format!("${{{name}}}"),
+            whole: true,
+            given,
+            place: report.place(value.span),
+            before: value.origin.clone(),
         }
     }
 
-    /// Warn of parameters that nothing refers to.
+    /// Warn of parameters and environment variables that nothing refers to.
     pub fn report_unused(&self, report: &mut Report) {
         for param in self.list.iter().filter(|param| !param.used) {
+            let name = &param.declared.name;
             report
-                .warning(param.span, format!("the parameter `{}` is not used", param.name))
-                .help(format!("write `${{{}}}` where its value belongs, or remove it", param.name));
+                .warning(param.declared.span, format!("the parameter `{name}` is not used"))
+                .help(format!("write `${{{name}}}` where its value belongs, or remove it"));
         }
+        self.environment.report_unused(report);
     }
-}
-
-/// Letters, digits and underscores, not beginning with a digit.
-pub(crate) fn is_identifier(name: &str) -> bool {
-    let mut characters = name.chars();
-    characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
-        && characters.all(|c| c.is_ascii_alphanumeric() || c == '_')
-}
-
-/// The text so that interpolation gives it back.
-pub(crate) fn escape(text: &str) -> String {
-    text.replace("${", "$${")
 }
 
 /// Whether a value has no tags, and no keys but text.
@@ -247,7 +317,7 @@ fn unplaced(value: Value, span: Span) -> Yaml {
                 .into_iter()
                 .filter_map(|(key, value)| {
                     let key = key.as_str()?.to_owned();
-                    Some(super::yaml::Entry { key, key_span: span, value: unplaced(value, span) })
+                    Some(Entry { key, key_span: span, value: unplaced(value, span) })
                 })
                 .collect(),
         ),
@@ -259,76 +329,4 @@ fn unplaced(value: Value, span: Span) -> Yaml {
 /// The same value as if it were written at `span`.
 fn moved(yaml: &Yaml, span: Span) -> Yaml {
     if yaml.is_invalid() { Yaml::new(span, Content::Invalid) } else { unplaced(yaml.to_value(), span) }
-}
-
-/// Names that a value refers to.
-fn names_in(yaml: &Yaml) -> Vec<String> {
-    match &yaml.content {
-        Content::Scalar(Value::String(text)) => pieces(text)
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|piece| if let Piece::Param(name) = piece { Some(name) } else { None })
-            .collect(),
-        Content::Sequence(items) => items.iter().flat_map(names_in).collect(),
-        Content::Mapping(entries) => entries.iter().flat_map(|entry| names_in(&entry.value)).collect(),
-        _ => Vec::new(),
-    }
-}
-
-#[derive(Debug, PartialEq)]
-enum Piece {
-    Text(String),
-    Param(String),
-}
-
-/// Cut a text at its `${name}`.
-fn pieces(text: &str) -> Result<Vec<Piece>, String> {
-    let mut pieces = Vec::new();
-    let mut plain = String::new();
-    let mut rest = text;
-    while let Some(start) = rest.find("${") {
-        if let Some(before) = rest[..start].strip_suffix('$') {
-            plain.push_str(before);
-            plain.push_str("${");
-            rest = &rest[start + 2..];
-            continue;
-        }
-        plain.push_str(&rest[..start]);
-        let Some(end) = rest[start..].find('}') else {
-            return Err(format!("`${{` in {text:?} is not closed by `}}`"));
-        };
-        let name = &rest[start + 2..start + end];
-        if !is_identifier(name) {
-            return Err(format!("`${{{name}}}` does not hold the name of a parameter"));
-        }
-        if !plain.is_empty() {
-            pieces.push(Piece::Text(std::mem::take(&mut plain)));
-        }
-        pieces.push(Piece::Param(name.to_owned()));
-        rest = &rest[start + end + 1..];
-    }
-    plain.push_str(rest);
-    if !plain.is_empty() {
-        pieces.push(Piece::Text(plain));
-    }
-    Ok(pieces)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_is_cut_at_references() {
-        let text = |text: &str| Piece::Text(text.to_owned());
-        let param = |name: &str| Piece::Param(name.to_owned());
-        assert_eq!(pieces("${a}").unwrap(), [param("a")]);
-        assert_eq!(pieces("x/${a}-${b_2}.y").unwrap(), [text("x/"), param("a"), text("-"), param("b_2"), text(".y")]);
-        assert_eq!(pieces("costs $5 and $${a}").unwrap(), [text("costs $5 and ${a}")]);
-        assert_eq!(pieces("").unwrap(), []);
-        assert!(pieces("${a").is_err());
-        assert!(pieces("${}").is_err());
-        assert!(pieces("${a b}").is_err());
-        assert_eq!(pieces(&escape("${a} ${")).unwrap(), [text("${a} ${")]);
-    }
 }

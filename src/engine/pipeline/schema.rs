@@ -193,7 +193,7 @@ impl Validator<'_> {
 /// An error at a value, with a note where the value came from a parameter.
 pub(crate) fn blame<'r>(report: &'r mut Report, yaml: &Yaml, message: String) -> &'r mut Diagnostic {
     let diagnostic = report.error(yaml.span, message);
-    if let Some(parameter) = &yaml.parameter {
+    if let Some(parameter) = yaml.origin.as_ref().and_then(|origin| origin.blame()) {
         diagnostic.note(format!("{parameter} is {}", yaml.found()));
     }
     diagnostic

@@ -21,6 +21,8 @@ pub(crate) struct Draft {
     pub op_span: Span,
     pub input: Option<Entry>,
     pub with: Option<Entry>,
+    /// The uses of composite operators that it is in, for messages.
+    pub uses: Vec<String>,
     /// The edges that end here, once connected.
     pub wires: Vec<Wire>,
 }
@@ -36,7 +38,16 @@ pub(crate) struct Wire {
 
 impl Draft {
     pub fn new(name: &str, span: Span) -> Self {
-        Draft { name: name.to_owned(), span, op: None, op_span: span, input: None, with: None, wires: Vec::new() }
+        Draft {
+            name: name.to_owned(),
+            span,
+            op: None,
+            op_span: span,
+            input: None,
+            with: None,
+            uses: Vec::new(),
+            wires: Vec::new(),
+        }
     }
 
     pub fn outputs(&self) -> &'static [PortSpec] {
@@ -66,9 +77,11 @@ pub(crate) fn edges(drafts: &[Draft], order: &[usize]) -> Vec<Edge> {
 /// Resolve the `in` block of every node.
 pub(crate) fn connect(drafts: &mut [Draft], report: &mut Report) {
     for index in 0..drafts.len() {
+        report.set_context(&drafts[index].uses);
         let wires = Connector { drafts, consumer: index }.connect(report);
         drafts[index].wires = wires;
     }
+    report.set_context(&[]);
 }
 
 /// One use of an output, as written.

@@ -16,8 +16,33 @@ use super::diagnostic::{Report, Span};
 pub(crate) struct Yaml {
     pub span: Span,
     pub content: Content,
-    /// Where the value comes from, if it is that of a parameter: `` `${name}` ``.
-    pub parameter: Option<Rc<str>>,
+    /// Where the value comes from, if it is that of a parameter.
+    pub origin: Option<Rc<Origin>>,
+}
+
+/// The parameter that a value comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// `${name}`, or the text with references in it.
+    pub written: String,
+    /// Whether the value is that of one parameter, and not text around some.
+    pub whole: bool,
+    /// What gave the parameter its value, where that is not its default: `-S name=value`.
+    pub given: Option<String>,
+    /// Where the value stands: `file:line:column`.
+    pub place: String,
+    /// Where that value comes from in turn, if it was itself a parameter's.
+    pub before: Option<Rc<Origin>>,
+}
+
+impl Origin {
+    /// For messages about the value: `` `${name}` (-S name=value) ``.
+    pub fn blame(&self) -> Option<String> {
+        self.whole.then(|| match &self.given {
+            Some(given) => format!("`{}` ({given})", self.written),
+            None => format!("`{}`", self.written),
+        })
+    }
 }
 
 /// A value.
@@ -41,7 +66,7 @@ pub(crate) struct Entry {
 
 impl Yaml {
     pub fn new(span: Span, content: Content) -> Self {
-        Yaml { span, content, parameter: None }
+        Yaml { span, content, origin: None }
     }
 
     pub fn as_str(&self) -> Option<&str> {
@@ -103,18 +128,19 @@ impl Yaml {
     }
 }
 
-/// Read the report's text. None when it cannot be read at all; other mistakes are reported and read past.
-pub(crate) fn parse(report: &mut Report) -> Option<Yaml> {
-    let text = report.text().to_owned();
-    let located = locate(&text, report);
+/// Read one of the report's sources. None when it cannot be read at all; other mistakes are reported and read past.
+pub(crate) fn parse(source: usize, report: &mut Report) -> Option<Yaml> {
+    let text = report.text(source).to_owned();
+    let before = report.errors();
+    let located = locate(&text, source, report);
     let value = match serde_yaml::from_str::<Value>(&text) {
         Ok(value) => value,
-        Err(_) if report.has_errors() => return None,
+        Err(_) if report.errors() > before => return None,
         Err(error) => {
             let place = error.location().map_or((1, 1), |place| (place.line(), place.column()));
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or(&message);
-            let span = Span { source: 0, line: place.0, column: place.1, width: 1 };
+            let span = Span { source, line: place.0, column: place.1, width: 1 };
             let text = text.lines().nth(span.line.saturating_sub(1)).unwrap_or_default();
             let diagnostic = report.error(span, format!("this is not YAML: {message}"));
             if text.contains("${") {
@@ -147,16 +173,16 @@ enum Open {
 }
 
 /// Places of everything in the text, found from the parser's events.
-fn locate(text: &str, report: &mut Report) -> Result<Rc<Located>, (Span, String)> {
+fn locate(text: &str, source: usize, report: &mut Report) -> Result<Rc<Located>, (Span, String)> {
     let mut anchors: HashMap<usize, Rc<Located>> = HashMap::new();
     // A frame for each collection that is still open; the bottom one receives the document.
     let mut stack: Vec<(Open, usize, Located)> = vec![(Open::Sequence, 0, Located::at(Span::default()))];
     for event in Parser::new_from_str(text) {
         let (event, marks) = event.map_err(|error| {
             let mark = error.marker();
-            (Span { source: 0, line: mark.line(), column: mark.col() + 1, width: 1 }, error.info().to_owned())
+            (Span { source, line: mark.line(), column: mark.col() + 1, width: 1 }, error.info().to_owned())
         })?;
-        let span = span_of(&marks);
+        let span = span_of(source, &marks);
         let done = match event {
             Event::Scalar(text, _, anchor, tag) => {
                 reject_tag(tag.as_deref(), span, report);
@@ -196,7 +222,7 @@ fn locate(text: &str, report: &mut Report) -> Result<Rc<Located>, (Span, String)
         .children
         .into_iter()
         .next()
-        .unwrap_or_else(|| Rc::new(Located::at(Span { source: 0, line: 1, column: 1, width: 1 }))))
+        .unwrap_or_else(|| Rc::new(Located::at(Span { source, line: 1, column: 1, width: 1 }))))
 }
 
 impl Located {
@@ -205,8 +231,8 @@ impl Located {
     }
 }
 
-fn span_of(marks: &Marks) -> Span {
-    Span { source: 0, line: marks.start.line(), column: marks.start.col() + 1, width: marks.len().max(1) }
+fn span_of(source: usize, marks: &Marks) -> Span {
+    Span { source, line: marks.start.line(), column: marks.start.col() + 1, width: marks.len().max(1) }
 }
 
 fn reject_tag(tag: Option<&saphyr_parser::Tag>, span: Span, report: &mut Report) {

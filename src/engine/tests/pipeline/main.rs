@@ -1,5 +1,6 @@
 //! Pipelines as users write them: what is read, what is refused and where, what the graph looks like.
 
+mod composites;
 mod diagnostics;
 mod docs;
 mod drawing;

@@ -145,3 +145,55 @@ warning: the parameter `ema_decay` is not used
   = help: write `${ema_decay}` where its value belongs, or remove it"
     );
 }
+
+#[test]
+fn a_parameter_that_is_spelled_out_is_held_to_it() {
+    let text = with_params(
+        "{n: {default: 3, min: 1, max: 9, description: rows}, p: {type: text, choices: [a, b], default: a}}",
+        "\"${p}\"",
+        "\"${n}\"",
+    );
+    assert_eq!(read(&text).unwrap().nodes[0].config["batch_size"], 3);
+    assert_eq!(read_with(&text, &[("n", "9"), ("p", "b")]).unwrap().nodes[0].config["path"], "b");
+    let refused = |name: &str, value: &str| read_with(&text, &[(name, value)]).err().unwrap().list[0].clone();
+    assert_eq!(refused("n", "10").message, "`n` must be at most 9, found 10");
+    assert_eq!((refused("n", "10").file.as_str(), refused("n", "10").column), ("command line", 6));
+    assert_eq!(refused("n", "2.5").message, "`n` must be an integer, found the number 2.5");
+    assert_eq!(refused("p", "c").message, "`p` must be `a` or `b`, found the text \"c\"");
+    // A default is held to its declaration, too.
+    assert_eq!(complaints(&text.replace("default: 3", "default: 0"))[0], "2:23 `n` must be at least 1, found 0");
+    assert_eq!(
+        complaints(&text.replace("type: text", "type: string"))[0],
+        "2:72 `type` must be `integer`, `number`, `text`, `boolean`, `list` or `mapping`, found the text \"string\""
+    );
+    assert_eq!(complaints(&text.replace("min:", "mim:"))[0], "2:26 unknown key `mim` in the parameter `n`");
+}
+
+#[test]
+fn a_parameter_without_a_default_must_be_given() {
+    let text = with_params("{n: {type: integer}, p: a}", "\"${p}\"", "\"${n}\"");
+    assert_eq!(complaints(&text), ["2:10 the parameter `n` has no value"]);
+    assert_eq!(read_with(&text, &[("n", "4")]).unwrap().nodes[0].config["batch_size"], 4);
+}
+
+#[test]
+fn environment_variables_are_declared() {
+    let with_env = |env: &str, path: &str| {
+        format!("env: {env}\n{}", with_params("{p: a}", path, "1")).replace("path: ", "columns: [\"${p}\"], path: ")
+    };
+    // cargo sets this one for tests.
+    let path = |text: &str| read(text).map_err(|e| e.to_string()).unwrap().nodes[0].config["path"].clone();
+    assert_eq!(path(&with_env("{CARGO_PKG_NAME: x}", "\"${env.CARGO_PKG_NAME}\"")), "sapo-flow-engine");
+    assert_eq!(path(&with_env("{SAPO_FLOW_UNSET: x}", "\"${env.SAPO_FLOW_UNSET}/y\"")), "x/y");
+    assert_eq!(
+        complaints(&with_env("{SAPO_FLOW_UNSET: }", "\"${env.SAPO_FLOW_UNSET}\"")),
+        ["1:7 the environment variable `SAPO_FLOW_UNSET` is not set, and has no default"]
+    );
+    let undeclared = complaints(&with_env("{CARGO_PKG_NAME: x}", "\"${env.HOME}\""));
+    assert_eq!(undeclared[0], "1:7 the environment variable `CARGO_PKG_NAME` is not used");
+    assert!(undeclared[1].ends_with("the environment variable `HOME` is not declared"), "{undeclared:?}");
+    assert_eq!(
+        complaints(&with_env("{CARGO_PKG_NAME: [1]}", "\"${env.CARGO_PKG_NAME}\""))[0],
+        "1:23 the default of `CARGO_PKG_NAME` must be a single value, found a list"
+    );
+}

@@ -43,6 +43,24 @@ fn failed_runs_resume_to_the_same_end() {
 }
 
 #[test]
+fn nodes_inside_of_composites_keep_their_state() {
+    let inside = |mut graph: Graph| {
+        graph.nodes[1].name = "outer/sampler".to_owned();
+        graph.nodes[2].name = "outer/inner/learner".to_owned();
+        with_checkpoints(graph, 3, 2)
+    };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let failing = inside(self_play(2, 3, "fail_at: 11"));
+    run(&failing, RunOptions::new(directory.path())).expect_err("it fails at step 11");
+    let checkpoint = LoadedCheckpoint::latest(directory.path(), &failing).expect("a sound checkpoint");
+    let options = RunOptions { resume: checkpoint, ..RunOptions::new(directory.path()) };
+    let report = run(&inside(self_play(2, 3, "")), options).expect("the run completes");
+    assert_eq!((report.steps_done, report.total_steps), (11, 20));
+    let seen = fs::read_to_string(directory.path().join("seen.txt")).expect("the sink wrote it");
+    assert_eq!(seen, expected(2, 20));
+}
+
+#[test]
 fn an_interrupt_stores_a_checkpoint_and_the_rest_follows() {
     for max_staleness in [0, 2] {
         let directory = tempfile::tempdir().expect("a temporary directory");

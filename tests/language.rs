@@ -1,0 +1,121 @@
+//! The pipeline language with the real operators: composites that ship, and what `expand` prints.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use sapo_flow_engine::{Graph, pipeline};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn shipped() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("pipelines")).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|found| found == "yaml")).collect();
+    paths.sort();
+    paths
+}
+
+fn sapo_flow(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sapo-flow")).args(arguments).current_dir(root()).output().unwrap()
+}
+
+/// SAPO with the ORPO objective, its sampler, buffer and average replaced by the composite.
+fn with_self_augment() -> String {
+    format!(
+        r#"version: 1
+include: {}
+params: {{model: m, data: d.jsonl}}
+run: {{epochs: 4}}
+nodes:
+  prompts:
+    op: prompt_source
+    with: {{path: "${{data}}", tokenizer: "${{model}}", batch_size: 8, max_prompt_tokens: 1792}}
+  augment: {{op: self_augment, in: {{prompts: prompts, weights: learner.weights}}}}
+  batches: {{op: batcher, in: augment, with: {{batch_size: 8, max_length: 2048}}}}
+  learner:
+    op: preference_learner
+    in: batches.batches
+    with: {{model: "${{model}}", objective: orpo, learning_rate: 5.0e-6}}
+  samples: {{op: sample_sink, in: augment.fresh, with: {{tokenizer: "${{model}}"}}}}
+  metrics: {{op: metrics_sink, in: [learner.metrics, augment.metrics]}}
+"#,
+        root().join("operators/self_augment.yaml").display()
+    )
+}
+
+/// Sampler, buffer and average: how they are wired, and their configs.
+fn loop_of(graph: &Graph) -> Vec<String> {
+    let name = |index: usize| graph.nodes[index].name.trim_start_matches("augment/").to_owned();
+    let is_inside = |index: usize| ["segments", "replay", "ema"].contains(&name(index).as_str());
+    let edges = graph.edges.iter().filter(|edge| is_inside(edge.to_node)).map(|edge| {
+        let (from, to) = (name(edge.from_node), name(edge.to_node));
+        format!("{from}.{} -> {to}.{} {:?}", graph.output(edge).name, graph.input(edge).name, edge.feedback)
+    });
+    let nodes = (0..graph.nodes.len()).filter(|index| is_inside(*index));
+    let configs = nodes.map(|index| format!("{} {:?}", name(index), graph.nodes[index].config));
+    let mut found: Vec<String> = edges.chain(configs).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn self_augment_is_the_loop_of_the_sapo_pipelines() {
+    let registry = sapo_flow_operators::registry();
+    let composed = pipeline::parse_str("p.yaml", &with_self_augment(), &[], &registry).unwrap();
+    assert!(composed.warnings.list.is_empty(), "{}", composed.warnings);
+    let written = pipeline::load(&root().join("pipelines/sapo_orpo.yaml"), &[], &registry).unwrap();
+    assert_eq!(loop_of(&composed), loop_of(&written));
+}
+
+#[test]
+fn expanded_pipelines_read_as_the_same_pipelines() {
+    let registry = sapo_flow_operators::registry();
+    for path in shipped() {
+        let written = pipeline::load(&path, &[], &registry).unwrap();
+        let said = sapo_flow(&["expand", path.to_str().unwrap()]);
+        let text = String::from_utf8(said.stdout).unwrap();
+        let expanded = pipeline::parse_str("p.yaml", &text, &[], &registry)
+            .unwrap_or_else(|refused| panic!("{}: {refused}\n{text}", path.display()));
+        assert_eq!(expanded.edges, written.edges, "{}", path.display());
+        // Defaults are added, nothing else changes.
+        for (node, before) in expanded.nodes.iter().zip(&written.nodes) {
+            for (key, value) in before.config.as_mapping().unwrap() {
+                assert!(value.is_mapping() || node.config[key] == *value, "{}: {}: {key:?}", path.display(), node.name);
+            }
+        }
+    }
+    let said = sapo_flow(&["expand", "pipelines/sapo_orpo.yaml", "-S", "ema_decay=0.9"]);
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(text.contains("      decay: 0.9 # ${ema_decay}, -S ema_decay=0.9\n"), "{text}");
+    assert!(
+        text.contains("      segment_tokens: 256 # ${segment_tokens}, default at pipelines/sapo_orpo.yaml:"),
+        "{text}"
+    );
+    let said = sapo_flow(&["expand", "pipelines/sapo_orpo.yaml", "-S", "ema_dekay=0.9"]);
+    assert_eq!(said.status.code(), Some(78));
+}
+
+#[test]
+fn composites_are_listed_and_documented() {
+    let file = "operators/self_augment.yaml";
+    let said = |arguments: &[&str]| String::from_utf8(sapo_flow(arguments).stdout).unwrap();
+    let list = said(&["operators", "--pipeline", file]);
+    assert_eq!(
+        list,
+        "self_augment  Pairs whose rejected answers an EMA of the model wrote, drawn from a replay buffer.\n"
+    );
+    let page = said(&["operators", "self_augment", "--pipeline", file, "--format", "markdown"]);
+    assert!(
+        page.contains("| `ema_decay` | a number | `0.5` | Weight of the average's past at each step. |\n"),
+        "{page}"
+    );
+    let pages: serde_json::Value =
+        serde_json::from_str(&said(&["operators", "--pipeline", file, "--format", "json"])).unwrap();
+    assert_eq!(pages[0]["outputs"][3]["name"], "metrics");
+    let wrong = sapo_flow(&["operators", "self_augmint", "--pipeline", file]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("did you mean `self_augment`?"));
+}
