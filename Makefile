@@ -1,12 +1,13 @@
 # make run     set up what is missing, build, and train: the main job
 # make test    set up what is missing, and run all tests
 # make lint    formatting, clippy and documentation, warnings denied
+# make bench   measure against a peer in PyTorch, and write BENCHMARKS.md; about an hour, BENCH= takes options
 # make setup   what the others set up: libtorch, the build, a model, data
 #
 # PIPELINE=pipelines/sapo_dpo.yaml runs another pipeline. Everything fetched is kept (scripts/setup.py says where), so a
 # second time starts at once. LIBTORCH or LIBTORCH_USE_PYTORCH in the environment: that libtorch is used, none fetched.
 
-.PHONY: help run test lint setup libtorch build model data
+.PHONY: help run test bench lint setup libtorch build model data
 
 PIPELINE ?= pipelines/sapo_orpo.yaml
 PYTHON ?= python3
@@ -53,6 +54,10 @@ test: libtorch data
 	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run --workspace; \
 	else set -x; cargo test --workspace --lib --bins --tests --examples; fi
 	cargo test --workspace --doc
+
+# No test: it takes long, and nothing depends on its figures. BENCH="--minutes 10" and the like: see benches/bench.py.
+bench: setup
+	$(PYTHON) benches/bench.py --sapo-flow $(SAPO_FLOW) $(BENCH)
 
 lint: libtorch
 	cargo fmt --all --check

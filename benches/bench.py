@@ -1,0 +1,270 @@
+#!/usr/bin/env python3
+"""Times SAPO steps of sapo-flow and of the peer (peer_sapo.py), and writes BENCHMARKS.md.
+
+    bench.py                                            every case, seven pairs
+    bench.py --minutes 10 --case smollm2/orpo/float32   that case; as many pairs as fit, seven at most
+
+Needs a release build, the model and the data of `make setup`. Both sides run one after the other, ABAB..., on the same
+cores with as many threads, over the same file of conversations: answers and questions of data/chat.jsonl joined until
+they have the lengths that the bench is about. The first step of a run warms up, and counts for the start-up time only.
+
+The peer's Python is a virtual environment in the cache of scripts/setup.py, made the first time from PyPI (2 to 3 GB to
+download, 5 GB kept: PyTorch comes with CUDA there); --python takes one that has torch, transformers and trl already.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+sys.dont_write_bytecode = True
+
+from report import report  # noqa: E402
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CHECKOUT = os.path.dirname(HERE)
+PEER, LIMITS, SMALL_MODEL = (os.path.join(HERE, name) for name in ("peer_sapo.py", "limits.py", "small_model.py"))
+WORK = os.path.join(CHECKOUT, "runs", "bench")
+DATA = os.path.join(WORK, "chat.jsonl")
+MODELS = {
+    "smollm2": os.path.join(CHECKOUT, "models", "smollm2-135m-instruct"),
+    "3m": os.path.join(WORK, "model-3m"),
+}
+CASES = [f"{model}/{objective}/{dtype}" for model in MODELS for objective in ("orpo", "dpo")
+         for dtype in ("float32", "bfloat16")]
+REQUIREMENTS = ["torch==2.11.0", "transformers==5.23.0", "trl==1.16.0", "numpy"]
+
+BATCH = 4
+ANSWER_WORDS = (110, 150)  # 1.3 tokens a word: 128 tokens and more
+PROMPT_WORDS = (20, 120)
+ROWS = 256
+
+
+def say(message):
+    print(f"bench: {message}", flush=True)
+
+
+def venv():
+    """A Python that has what the peer needs."""
+    sys.path.insert(0, os.path.join(CHECKOUT, "scripts"))
+    from setup import shared_cache
+    from wheels import scratch
+
+    with shared_cache() as cache:
+        folder = os.path.join(cache, "bench-" + "-".join(REQUIREMENTS[:3]).replace("==", "-"))
+        python = os.path.join(folder, "bin", "python")
+        ready = os.path.join(folder, "ready")
+        if not os.path.exists(ready):
+            say(f"installing {', '.join(REQUIREMENTS)} from PyPI into the cache: 2 to 3 GB to download")
+            shutil.rmtree(folder, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            with scratch(cache) as temporary:
+                environment = os.environ | {"TMPDIR": temporary}
+                pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-cache-dir"]
+                subprocess.run(pip + REQUIREMENTS, check=True, env=environment)
+            with open(ready, "w", encoding="ascii"):
+                pass
+    return python
+
+
+# What both sides read
+
+
+def write_data(source):
+    """Conversations with long answers and prompts of many lengths, joined from short ones."""
+    with open(source, encoding="utf-8") as file:
+        turns = [json.loads(line)["messages"][-2:] for line in file]
+    chance = random.Random(0)
+    os.makedirs(WORK, exist_ok=True)
+    with open(DATA, "w", encoding="utf-8") as file:
+        for _ in range(ROWS):
+            messages, words, wanted = [], 0, chance.randint(*PROMPT_WORDS)
+            while words < wanted:
+                turn = chance.choice(turns)
+                words += sum(len(message["content"].split()) for message in turn)
+                messages += turn
+            if messages:
+                messages.pop()
+            answer, wanted = [], chance.randint(*ANSWER_WORDS)
+            while len(answer) < wanted:
+                answer += chance.choice(turns)[-1]["content"].split()
+            messages.append({"role": "assistant", "content": " ".join(answer)})
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def model_bytes(folder):
+    """Bytes of the weights; reading them also brings them into the page cache."""
+    total = 0
+    for name in os.listdir(folder):
+        if name.endswith(".safetensors"):
+            with open(os.path.join(folder, name), "rb") as file:
+                while chunk := file.read(1 << 24):
+                    total += len(chunk)
+    return total
+
+
+# Runs
+
+
+def run(command, cores):
+    """(lines with the seconds at which they came, seconds until the end, peak bytes, CPU seconds) of a process."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "HF_HUB_OFFLINE": "1"}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=CHECKOUT,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    lines = [(line.rstrip("\n"), time.perf_counter() - began) for line in process.stdout]
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    took = time.perf_counter() - began
+    if process.returncode != 0:
+        output = "\n".join(line for line, _ in lines[-30:])
+        sys.exit(f"this failed: {' '.join(command)}\n{output}")
+    return lines, took, usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
+
+
+def record(done, steps, peak, cpu, parts):
+    """What a run came to. `done`: the second at which each step was done; `parts`: of each step after the first."""
+    if len(done) != steps:
+        sys.exit(f"expected {steps} steps in the output of a run, found {len(done)}")
+    return {
+        "first_step": done[0],
+        "step": [after - before for before, after in zip(done, done[1:])],
+        "peak_bytes": peak,
+        "cpu_seconds": cpu,
+        "parts": parts,
+    }
+
+
+def run_ours(sapo_flow, model, objective, dtype, steps, cores):
+    """A run of sapo-flow: times of steps from its lines, of their parts from its metrics."""
+    directory = os.path.join(WORK, "run")
+    shutil.rmtree(directory, ignore_errors=True)
+    command = [sapo_flow, "run", os.path.join(HERE, f"sapo_{objective}.yaml"), "--run-dir", directory]
+    params = {"model": MODELS[model], "data": DATA, "dtype": dtype, "steps": steps, "batch_size": BATCH}
+    for name, value in params.items():
+        command += ["-S", f"{name}={value}"]
+    lines, _, peak, cpu = run(command, cores)
+    done = [seconds for line, seconds in lines if line.startswith("step ")]
+    # "ema      0.3   2%" in the table at the end: seconds of all steps.
+    totals = {words[0]: float(words[1]) for words in (line.split() for line, _ in lines)
+              if len(words) == 3 and words[0] in ("ema", "reference") and words[2].endswith("%")}
+    with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
+        metrics = [json.loads(line) for line in file]
+    parts = []
+    for before, line in zip(metrics, metrics[1:]):
+        tokens = line["num_tokens"] - before["num_tokens"]
+        generated = line["segments/generated_tokens"]
+        parts.append({
+            "generated_tokens": generated, "generation": generated / line["segments/tokens/s"],
+            "tokens": tokens, "learner": tokens / line["tokens/s"],
+            **{name: seconds / steps for name, seconds in totals.items()},
+        })
+    shutil.rmtree(directory)
+    return record(done, steps, peak, cpu, parts)
+
+
+def run_peer(python, model, objective, dtype, steps, cores):
+    """A run of the peer, which prints what each step and its parts took."""
+    command = [python, PEER, "--model", MODELS[model], "--data", DATA, "--objective", objective, "--dtype", dtype]
+    lines, _, peak, cpu = run(command + ["--steps", str(steps), "--batch-size", str(BATCH)], cores)
+    lines = [(json.loads(line), seconds) for line, seconds in lines if line.startswith('{"step"')]
+    done = [seconds for _, seconds in lines]
+    parts = [line | {"learner": line["forward_backward"] + line["optimizer"]} for line, _ in lines[1:]]
+    return record(done, steps, peak, cpu, parts)
+
+
+def busy_seconds():
+    """CPU seconds that all processes of the machine have taken, and those its host took away."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(options, python):
+    """All pairs of runs into the report, the cases in turn, so that each sees the same course of the machine."""
+    cores = set(sorted(os.sched_getaffinity(0))[:options.cores])
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    lines, *_ = run([python, LIMITS], cores)
+    results = {
+        "limits": json.loads(lines[-1][0]),
+        "model_bytes": {name: model_bytes(folder) for name, folder in MODELS.items()},
+        "versions": versions(python, options),
+        "cores": len(cores),
+        "steps": options.steps,
+        "batch": BATCH,
+        "others": [],  # share of the processor's time that other processes took, by pair
+        "cases": {case: {"ours": [], "peer": []} for case in options.case},
+    }
+    took = dict.fromkeys(options.case, 0.0)
+    for pair in range(options.pairs):
+        for case, runs in results["cases"].items():
+            if len(runs["peer"]) < pair or time.monotonic() + took[case] > deadline:
+                continue
+            model, objective, dtype = case.split("/")
+            settings = (model, objective, dtype, options.steps + 1, cores)
+            began, busy = time.monotonic(), busy_seconds()
+            runs["ours"].append(run_ours(options.sapo_flow, *settings))
+            runs["peer"].append(run_peer(python, *settings))
+            took[case] = time.monotonic() - began
+            own = runs["ours"][-1]["cpu_seconds"] + runs["peer"][-1]["cpu_seconds"]
+            results["others"].append(max(0.0, busy_seconds() - busy - own) / (took[case] * os.cpu_count()))
+            ours, peer = (statistics.median(runs[side][-1]["step"]) for side in ("ours", "peer"))
+            say(f"{case}, pair {pair + 1}: {ours:.2f} s, peer {peer:.2f} s, ratio {peer / ours:.2f}")
+            # At once, so that nothing is lost when the rest is cut short.
+            with open(options.output, "w", encoding="utf-8") as file:
+                file.write(report(results))
+
+
+def versions(python, options):
+    """What ran."""
+    code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]), sys.version.split()[0])"
+    packages = ["torch", "transformers", "trl"]
+    found = subprocess.check_output([python, "-c", code, *packages], text=True).split()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        cpuinfo = file.read()
+    field = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in cpuinfo.splitlines() if ":" in line}
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in field.get("flags", "").split()]
+    ours = subprocess.check_output([options.sapo_flow, "--version"], text=True).strip()
+    if options.sapo_flow.startswith(CHECKOUT + os.sep):
+        with contextlib.suppress(subprocess.CalledProcessError, OSError):
+            describe = ["git", "describe", "--always", "--dirty"]
+            ours += f" (commit {subprocess.check_output(describe, text=True, cwd=CHECKOUT).strip()})"
+    machine = {"date": time.strftime("%Y-%m-%d"), "cpu": field.get("model name", "unknown"), "flags": wide}
+    return machine | {"ours": ours} | dict(zip([*packages, "python"], found))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    release = os.path.join(CHECKOUT, "target", "release", "sapo-flow")
+    parser.add_argument("--sapo-flow", metavar="BINARY", default=release)
+    parser.add_argument("--python", help="a Python with torch, transformers and trl; without it one is set up")
+    parser.add_argument("--case", action="append", choices=CASES, help="may be repeated; without it every case")
+    parser.add_argument("--pairs", type=int, default=7, help="pairs of runs of each case")
+    parser.add_argument("--steps", type=int, default=3, help="steps measured in each run, after the first")
+    parser.add_argument("--minutes", type=float, help="start no pair that would end later than that")
+    parser.add_argument("--cores", type=int, default=2, help="cores, and threads, of each side")
+    parser.add_argument("--output", default=os.path.join(CHECKOUT, "BENCHMARKS.md"))
+    options = parser.parse_args()
+    options.case = options.case or CASES
+    options.sapo_flow = os.path.abspath(options.sapo_flow)
+    if not os.path.exists(os.path.join(MODELS["smollm2"], "config.json")) or not os.path.exists(options.sapo_flow):
+        sys.exit("the model or the program is not there: `make setup` brings both")
+    python = options.python or venv()
+    write_data(os.path.join(CHECKOUT, "data", "chat.jsonl"))
+    if not os.path.exists(os.path.join(MODELS["3m"], "config.json")):
+        subprocess.run([python, SMALL_MODEL, MODELS["3m"], DATA], check=True)
+    subprocess.run([python, PEER, "--check", os.path.join(CHECKOUT, "tests", "golden")], check=True)
+    measure(options, python)
+    say(f"wrote {os.path.relpath(options.output, CHECKOUT)}")
+
+
+if __name__ == "__main__":
+    main()
