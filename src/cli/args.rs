@@ -8,6 +8,11 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid pipeline, 130 interrupted after a checkpoint.
 RUST_LOG=debug shows what goes on inside.";
 
+const SCHEMA: &str = "\
+Editors with yaml-language-server complete and check pipelines that begin with the line
+
+  # yaml-language-server: $schema=PATH";
+
 /// Trains language models from preferences, as dataflow graphs written in YAML.
 #[derive(Debug, Parser)]
 #[command(name = "sapo-flow", version, about, after_help = EXIT_CODES)]
@@ -30,6 +35,9 @@ pub enum Verb {
     Graph(GraphArgs),
     /// List the operators, or tell everything about one
     Operators(OperatorsArgs),
+    /// Print the JSON Schema of pipelines, for editors
+    #[command(after_help = SCHEMA)]
+    Schema,
     /// Import a GGUF file as a Hugging Face model directory
     Import(ImportArgs),
     /// Let a model continue a text or answer a chat

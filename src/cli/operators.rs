@@ -44,6 +44,13 @@ pub fn operators(args: &OperatorsArgs) -> Outcome {
     Ok(())
 }
 
+/// Print the JSON Schema of pipelines.
+pub fn schema() -> Outcome {
+    let schema = pipeline::json_schema(&sapo_flow_operators::registry());
+    terminal::print(&(serde_json::to_string_pretty(&schema)? + "\n"))?;
+    Ok(())
+}
+
 /// Show the composite operators of a pipeline, or one in full.
 fn composites(path: &Path, args: &OperatorsArgs, registry: &Registry) -> Outcome {
     let name = path.display().to_string();

@@ -10,6 +10,7 @@
 //! | `schema` | values against the JSON Schema of an operator's config or of the `run` block |
 //! | `document` | the top level, the `run` block, the nodes |
 //! | `expand`, `composite_doc` | the flat pipeline as text; the reference pages of composite operators |
+//! | `editor` | the JSON Schema of pipelines |
 //! | `wiring` | `in` blocks to typed edges |
 //! | `order` | dependency order, or the chain of a cycle that nothing delays |
 //! | `lints` | what is legal and still looks like a mistake |
@@ -26,6 +27,7 @@ mod composite_doc;
 mod declaration;
 mod diagnostic;
 mod document;
+mod editor;
 mod environment;
 mod expand;
 mod interpolation;
@@ -40,6 +42,7 @@ mod yaml;
 
 pub use composite_doc::{CompositeDoc, CompositePort};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use editor::json_schema;
 pub use suggest::closest;
 
 use diagnostic::Report;
