@@ -143,12 +143,12 @@ def record(done, steps, peak, cpu, parts):
     }
 
 
-def run_ours(sapo_flow, model, objective, dtype, steps, cores):
+def run_ours(sapo_flow, model, objective, dtype, steps, seed, cores):
     """A run of sapo-flow: times of steps from its lines, of their parts from its metrics."""
     directory = os.path.join(WORK, "run")
     shutil.rmtree(directory, ignore_errors=True)
     command = [sapo_flow, "run", os.path.join(HERE, f"sapo_{objective}.yaml"), "--run-dir", directory]
-    params = {"model": MODELS[model], "data": DATA, "dtype": dtype, "steps": steps, "batch_size": BATCH}
+    params = {"model": MODELS[model], "data": DATA, "dtype": dtype, "steps": steps, "batch_size": BATCH, "seed": seed}
     for name, value in params.items():
         command += ["-S", f"{name}={value}"]
     lines, _, peak, cpu = run(command, cores)
@@ -171,10 +171,11 @@ def run_ours(sapo_flow, model, objective, dtype, steps, cores):
     return record(done, steps, peak, cpu, parts)
 
 
-def run_peer(python, model, objective, dtype, steps, cores):
+def run_peer(python, model, objective, dtype, steps, seed, cores):
     """A run of the peer, which prints what each step and its parts took."""
     command = [python, PEER, "--model", MODELS[model], "--data", DATA, "--objective", objective, "--dtype", dtype]
-    lines, _, peak, cpu = run(command + ["--steps", str(steps), "--batch-size", str(BATCH)], cores)
+    command += ["--steps", str(steps), "--batch-size", str(BATCH), "--seed", str(seed)]
+    lines, _, peak, cpu = run(command, cores)
     lines = [(json.loads(line), seconds) for line, seconds in lines if line.startswith('{"step"')]
     done = [seconds for _, seconds in lines]
     parts = [line | {"learner": line["forward_backward"] + line["optimizer"]} for line, _ in lines[1:]]
@@ -209,7 +210,8 @@ def measure(options, python):
             if len(runs["peer"]) < pair or time.monotonic() + took[case] > deadline:
                 continue
             model, objective, dtype = case.split("/")
-            settings = (model, objective, dtype, options.steps + 1, cores)
+            # Each pair of runs has a seed of its own: other rows, and other places in their answers.
+            settings = (model, objective, dtype, options.steps + 1, pair, cores)
             began, busy = time.monotonic(), busy_seconds()
             runs["ours"].append(run_ours(options.sapo_flow, *settings))
             runs["peer"].append(run_peer(python, *settings))
