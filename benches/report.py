@@ -18,7 +18,143 @@ def rate(runs, tokens, seconds):
 
 
 def medians(runs):
-    """The figures of one side of a case, by name: medians over runs of each run's median step; a run measures steps after one that warms up, here {steps}. The time to
+    """The figures of one side of a case, by name: medians over runs of each run's median."""
+
+    def median(name):
+        per_run = [statistics.median(values([one], name)) for one in runs if values([one], name)]
+        return statistics.median(per_run) if per_run else None
+
+    steps = [statistics.median(one["step"]) for one in runs]
+    figures = {"step": statistics.median(steps), "fastest": min(steps), "slowest": max(steps)}
+    figures |= {name: statistics.median(one[name] for one in runs) for name in ("first_step", "peak_bytes")}
+    names = ("generation", "reference", "learner", "forward_backward", "optimizer", "ema")
+    figures |= {name: median(name) for name in names}
+    figures["generated"] = statistics.mean(values(runs, "generated_tokens"))
+    figures["learned"] = statistics.mean(values(runs, "tokens"))
+    figures["generation_rate"] = rate(runs, "generated_tokens", "generation")
+    figures["learner_rate"] = rate(runs, "tokens", "learner")
+    return figures
+
+
+def table(head, rows):
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)] + rows
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def number(value, digits=2):
+    if value is None:
+        return ""
+    return f"{value:.{digits if value >= 0.1 else 3}f}" if value < 100 else f"{value:.0f}"
+
+
+def title(case):
+    model, objective, dtype = case.split("/")
+    return f"{NAMES[model]}, {objective.upper()}, {dtype}"
+
+
+def summary(cases):
+    """One line for each case."""
+    rows = []
+    for case, (ours, peer) in cases.items():
+        rates = [f"{ours[name] / peer[name]:.2f}x" for name in ("generation_rate", "learner_rate")]
+        steps = [number(ours["step"]), number(peer["step"]), f"{peer['step'] / ours['step']:.2f}x"]
+        starts = [number(ours["first_step"], 1), number(peer["first_step"], 1)]
+        rows.append([title(case), *steps, *rates, f"{ours['peak_bytes'] / peer['peak_bytes']:.2f}", *starts])
+    head = ["case", "step, s", "peer's step, s", "faster", "generation tokens/s", "learner tokens/s", "peak memory"]
+    text = table(head + ["first step done after, s", "peer's, s"], rows)
+    for case, (ours, _) in cases.items():
+        plain = case.replace("bfloat16", "float32")
+        if case != plain and plain in cases:
+            faster = cases[plain][1]["step"] / ours["step"]
+            text += f"\n{title(case)} against the peer in float32, which is its default: {faster:.2f}x.\n"
+    return text
+
+
+def ratios(runs):
+    """Lowest and highest ratio of a pair of runs: how much the machine's noise may have done."""
+    steps = [[statistics.median(one["step"]) for one in runs[side]] for side in SIDES]
+    each = [peer / ours for ours, peer in zip(*steps)]
+    return f"{min(each):.2f}x to {max(each):.2f}x"
+
+
+def detail(case, runs, limits, model_bytes):
+    """Everything about one case."""
+    model, _, dtype = case.split("/")
+    sides = [medians(runs[side]) for side in SIDES]
+    parameters = model_bytes[model] / 4  # stored in float32
+
+    def row(name, key, digits=2):
+        ours, peer = (side[key] for side in sides)
+        factor = ""
+        if ours and peer and key not in ("generated", "learned"):
+            factor = f"{ours / peer if key.endswith('rate') else peer / ours:.2f}x"
+        return [name, number(ours, digits), number(peer, digits), factor]
+
+    def spread(side):
+        return f"{number(side['step'])} ({number(side['fastest'])} to {number(side['slowest'])})"
+
+    rows = [["step, s (fastest to slowest run)", *map(spread, sides), f"{sides[1]['step'] / sides[0]['step']:.2f}x"]]
+    rows += [row("generation, s", "generation"), row("generation, tokens/s", "generation_rate", 1)]
+    if sides[1]["reference"] is not None:
+        rows.append(row("reference, s", "reference"))
+    rows += [row("learner: forward, backward, optimizer, s", "learner"), row("learner, tokens/s", "learner_rate", 1)]
+    rows.append(row("of it forward and backward, s", "forward_backward"))
+    rows.append(row("of it clipping and optimizer, s", "optimizer"))
+    rows.append(row("EMA, s (sapo-flow's to 0.1 s a run)", "ema"))
+    peaks = [side["peak_bytes"] / 1e9 for side in sides]
+    rows.append(["peak memory, GB", *(number(peak) for peak in peaks), f"{peaks[1] / peaks[0]:.2f}x"])
+    rows.append(row("first step done after, s", "first_step", 1))
+    rows += [row("tokens generated a step", "generated", 0), row("tokens learned from a step", "learned", 0)]
+    # All weights are read once for each token of the batch.
+    gigabytes = parameters * BYTES[dtype] / 1e9
+    decoding = [100 * side["generation_rate"] / limits["batch"] * gigabytes / limits["read"] for side in sides]
+    # Two floating point operations a parameter and token forward, four backward.
+    gigaflops = limits[f"matmul_{dtype}"]
+    learning = [100 * 6 * parameters * side["learner_rate"] / gigaflops / 1e9 for side in sides]
+    rows.append(["generation, % of the bandwidth limit", *(f"{share:.0f}" for share in decoding), ""])
+    rows.append(["learner, % of the matmul rate", *(f"{share:.0f}" for share in learning), ""])
+    ours = sides[0]
+    parts = {name: ours[name] for name in ("generation", "reference", "learner", "ema") if ours[name]}
+    shares = ", ".join(f"{name} {100 * seconds / ours['step']:.0f}%" for name, seconds in parts.items())
+    pairs = len(runs["peer"])
+    text = f"### {title(case)}\n\nPairs of runs: {pairs}. Ratios of their steps: {ratios(runs)}.\n\n"
+    text += table(["", "sapo-flow", "peer", "better by"], rows)
+    return text + f"\nWhere sapo-flow's step goes: {shares}.\n"
+
+
+def report(results):
+    """The whole file."""
+    measured = {case: sides for case, sides in results["cases"].items() if sides["peer"]}
+    cases = {case: [medians(sides[side]) for side in SIDES] for case, sides in measured.items()}
+    limits = results["limits"] | {"batch": results["batch"]}
+    versions = results["versions"] | {"flags": ", ".join(results["versions"]["flags"])}
+    facts = versions | limits | {"cores": results["cores"], "steps": results["steps"]}
+    text = TEXT.format(**facts, noise=noise(statistics.mean(results["others"])), summary=summary(cases))
+    sizes = results["model_bytes"]
+    return text + "\n".join(detail(case, runs, limits, sizes) for case, runs in measured.items())
+
+
+def noise(others):
+    """How much else went on."""
+    share = f"Other processes took {100 * others:.0f}% of the processor's time meanwhile"
+    if others < 0.03:
+        return share + "."
+    return share + ": the machine was not quiet, and the figures are worth less for it."
+
+
+TEXT = """\
+# Benchmarks
+
+SAPO steps of sapo-flow and of a peer, [a script](benches/peer_sapo.py) that does the same with PyTorch and
+transformers: the same model, conversations, lengths, batch and number format, one after the other in turn on the same
+cores. `make bench` repeats it; [bench.py](benches/bench.py) says how to choose cases, pairs of runs and time.
+
+Measured on {date} on a machine with {cpu} ({flags}), {cores} cores and as many threads for each side.
+{ours}; PyTorch {torch}, transformers {transformers}, TRL {trl}, Python {python}.
+{noise}
+
+Batch {batch}, prompts up to 256 tokens, segments of 64, prompt and answer up to 384; AdamW on both sides. Times are
+medians over runs of each run's median step; a run measures steps after one that warms up, here {steps}. The time to
 the first step counts from the start of the process, the model being in the page cache. Both sides draw their own
 segments, anew for each pair of runs, so the tokens of a step differ a little; rates hardly depend on that. Tokens
 learned from are those of prompt and response, chosen and rejected, without padding; sapo-flow computes what both have
