@@ -119,3 +119,57 @@ fn composites_are_listed_and_documented() {
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("did you mean `self_augment`?"));
 }
+
+#[test]
+fn scaffolds_are_valid_for_every_operator() {
+    let registry = sapo_flow_operators::registry();
+    let read = |operators: &[String]| {
+        let text = pipeline::scaffold(operators, &registry).unwrap();
+        pipeline::parse_str("new.yaml", &text, &[], &registry).unwrap_or_else(|refused| panic!("{refused}\n{text}"))
+    };
+    let names: Vec<String> = registry.iter().map(|spec| spec.name.to_owned()).collect();
+    for name in &names {
+        let graph = read(std::slice::from_ref(name));
+        assert!(graph.nodes.iter().any(|node| node.op.name == name), "{name}");
+        for other in &names {
+            read(&[name.clone(), other.clone()]);
+        }
+    }
+    read(&names);
+}
+
+#[test]
+fn a_scaffold_of_the_sapo_operators_is_its_loop() {
+    let operators =
+        "prompt_source,segment_sampler,replay_buffer,batcher,preference_learner,ema,metrics_sink,checkpoint";
+    let said = sapo_flow(&["new", operators]);
+    let text = String::from_utf8(said.stdout).unwrap();
+    let graph = pipeline::parse_str("new.yaml", &text, &[], &sapo_flow_operators::registry()).unwrap();
+    assert!(graph.warnings.list.is_empty(), "{}", graph.warnings);
+    let name = |index: usize| graph.nodes[index].name.as_str();
+    let mut edges: Vec<String> = graph
+        .edges
+        .iter()
+        .filter(|edge| graph.input(edge).name != "metrics")
+        .map(|edge| {
+            let mark = if edge.feedback.is_some() { " later" } else { "" };
+            format!("{} -> {}{mark}", name(edge.from_node), name(edge.to_node))
+        })
+        .collect();
+    edges.sort_by_key(|edge| !edge.ends_with("later"));
+    assert_eq!(
+        edges,
+        [
+            "ema -> segment_sampler later",
+            "prompt_source -> segment_sampler",
+            "segment_sampler -> replay_buffer",
+            "replay_buffer -> batcher",
+            "batcher -> preference_learner",
+            "preference_learner -> ema",
+            "ema -> checkpoint",
+        ]
+    );
+    let wrong = sapo_flow(&["new", "prompt_sourc"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("did you mean `prompt_source`?"));
+}

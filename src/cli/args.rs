@@ -35,6 +35,8 @@ pub enum Verb {
     Graph(GraphArgs),
     /// List the operators, or tell everything about one
     Operators(OperatorsArgs),
+    /// Print a first pipeline of these operators, with those that they need
+    New(NewArgs),
     /// Print the JSON Schema of pipelines, for editors
     #[command(after_help = SCHEMA)]
     Schema,
@@ -144,6 +146,14 @@ pub enum PageFormat {
     Markdown,
     /// For programs; with the JSON Schema of `with`
     Json,
+}
+
+/// `sapo-flow new`
+#[derive(Debug, ClapArgs)]
+pub struct NewArgs {
+    /// Operators in the order that records go through them, such as `prompt_source,segment_sampler,replay_buffer`
+    #[arg(required = true, value_delimiter = ',')]
+    pub operators: Vec<String>,
 }
 
 /// `sapo-flow import`

@@ -62,6 +62,7 @@ pub fn main() -> ExitCode {
         Verb::Expand(args) => expand::expand(&args),
         Verb::Graph(args) => graph::graph(&args),
         Verb::Operators(args) => operators::operators(&args),
+        Verb::New(args) => operators::new(&args),
         Verb::Schema => operators::schema(),
         Verb::Import(args) => import::import(&args),
         Verb::Generate(args) => generate::generate(&args),

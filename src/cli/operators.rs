@@ -7,7 +7,7 @@ use sapo_flow_engine::Registry;
 use sapo_flow_engine::docs::{OperatorDoc, operators_table};
 use sapo_flow_engine::pipeline::{self, CompositeDoc, closest};
 
-use super::args::{OperatorsArgs, PageFormat};
+use super::args::{NewArgs, OperatorsArgs, PageFormat};
 use super::{Failure, Outcome, terminal, validate};
 
 /// Show all operators, or one in full.
@@ -40,6 +40,13 @@ pub fn operators(args: &OperatorsArgs) -> Outcome {
             }
         }
     };
+    terminal::print(&text)?;
+    Ok(())
+}
+
+/// Print a first pipeline of some operators.
+pub fn new(args: &NewArgs) -> Outcome {
+    let text = pipeline::scaffold(&args.operators, &sapo_flow_operators::registry()).map_err(Failure::Usage)?;
     terminal::print(&text)?;
     Ok(())
 }

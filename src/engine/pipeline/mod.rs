@@ -11,6 +11,7 @@
 //! | `document` | the top level, the `run` block, the nodes |
 //! | `expand`, `composite_doc` | the flat pipeline as text; the reference pages of composite operators |
 //! | `editor` | the JSON Schema of pipelines |
+//! | `scaffold` | a first pipeline of given operators |
 //! | `wiring` | `in` blocks to typed edges |
 //! | `order` | dependency order, or the chain of a cycle that nothing delays |
 //! | `lints` | what is legal and still looks like a mistake |
@@ -35,6 +36,7 @@ mod library;
 mod lints;
 mod order;
 mod params;
+mod scaffold;
 mod schema;
 mod suggest;
 mod wiring;
@@ -43,6 +45,7 @@ mod yaml;
 pub use composite_doc::{CompositeDoc, CompositePort};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use editor::json_schema;
+pub use scaffold::scaffold;
 pub use suggest::closest;
 
 use diagnostic::Report;

@@ -1,0 +1,221 @@
+//! A first pipeline of given operators: wired by the types of their ports, with the settings of their examples.
+
+use std::sync::Arc;
+
+use serde_yaml::{Mapping, Value};
+
+use super::suggest::closest;
+use crate::operator::{OperatorSpec, PortSpec, Registry};
+
+/// A pipeline with these operators, in this order, and with those that they need to have every input connected.
+///
+/// An input reads the nearest node before it that emits what it takes, or else the last one after it; what leads
+/// back to an earlier node within a cycle becomes feedback. Sinks are added for what nothing reads.
+///
+/// # Errors
+/// When there is no operator of a name, or nothing that emits what one needs.
+pub fn scaffold(operators: &[String], registry: &Registry) -> Result<String, String> {
+    let mut draft = Draft { nodes: Vec::new(), registry };
+    for name in operators {
+        let Some(spec) = registry.get(name) else {
+            let near = closest(name, registry.iter().map(|spec| spec.name));
+            let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            return Err(format!("there is no operator `{name}`{hint}"));
+        };
+        let node = draft.node(spec);
+        draft.nodes.push(node);
+    }
+    draft.connect_all()?;
+    draft.add_sinks()?;
+    draft.mark_feedback();
+    draft.to_text().map_err(|error| error.to_string())
+}
+
+struct Draft<'r> {
+    nodes: Vec<Node>,
+    registry: &'r Registry,
+}
+
+struct Node {
+    name: String,
+    spec: Arc<OperatorSpec>,
+    wires: Vec<Wire>,
+    connected: bool,
+}
+
+struct Wire {
+    input: &'static str,
+    from: String,
+    output: &'static str,
+    feedback: bool,
+}
+
+impl Draft<'_> {
+    fn node(&self, spec: &Arc<OperatorSpec>) -> Node {
+        let same = self.nodes.iter().filter(|node| node.spec.name == spec.name).count();
+        let name = if same == 0 { spec.name.to_owned() } else { format!("{}_{}", spec.name, same + 1) };
+        Node { name, spec: spec.clone(), wires: Vec::new(), connected: false }
+    }
+
+    fn connect_all(&mut self) -> Result<(), String> {
+        while let Some(index) = self.nodes.iter().position(|node| !node.connected) {
+            self.nodes[index].connected = true;
+            let (name, spec) = (self.nodes[index].name.clone(), self.nodes[index].spec.clone());
+            for input in spec.inputs.iter().filter(|input| input.required) {
+                let mut emitters = self.emitters(&name, input);
+                if emitters.is_empty() {
+                    let added = self.emitter_to_add(input).ok_or_else(|| {
+                        format!("nothing emits what the input `{}` of `{}` takes", input.name, spec.name)
+                    })?;
+                    let at = self.position(&name);
+                    let node = self.node(&added);
+                    self.nodes.insert(at, node);
+                    emitters = self.emitters(&name, input);
+                }
+                // A sink takes all there is, others what is nearest.
+                let all = input.many && spec.outputs.is_empty();
+                emitters.truncate(if all { usize::MAX } else { 1 });
+                for (from, output) in emitters {
+                    let at = self.position(&name);
+                    self.nodes[at].wires.push(Wire { input: input.name, from, output, feedback: false });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn position(&self, name: &str) -> usize {
+        self.nodes.iter().position(|node| node.name == name).unwrap_or(0)
+    }
+
+    /// Nodes that emit what the input of a node takes, the best first, each with its first such output.
+    fn emitters(&self, consumer: &str, input: &PortSpec) -> Vec<(String, &'static str)> {
+        let at = self.position(consumer);
+        let (before, after) = self.nodes.split_at(at);
+        let nearest = before.iter().rev().chain(after.iter().skip(1).rev());
+        nearest.filter_map(|node| Some((node.name.clone(), fitting(&node.spec, input)?))).collect()
+    }
+
+    /// The simplest operator that emits what an input takes and does not itself need that.
+    fn emitter_to_add(&self, input: &PortSpec) -> Option<Arc<OperatorSpec>> {
+        let required = |spec: &OperatorSpec| spec.inputs.iter().filter(|input| input.required).count();
+        let needs_it =
+            |spec: &OperatorSpec| spec.inputs.iter().any(|other| other.types.iter().any(|t| input.types.contains(t)));
+        let able = self.registry.iter().filter(|spec| fitting(spec, input).is_some() && !needs_it(spec));
+        able.min_by_key(|spec| required(spec)).cloned()
+    }
+
+    /// Mark what leads back to an earlier node within a cycle: every cycle has such an edge.
+    fn mark_feedback(&mut self) {
+        for index in 0..self.nodes.len() {
+            for wire in 0..self.nodes[index].wires.len() {
+                let from = &self.nodes[index].wires[wire].from;
+                let marked = self.position(from) > index && self.reaches(&self.nodes[index].name, from);
+                self.nodes[index].wires[wire].feedback = marked;
+            }
+        }
+    }
+
+    /// Whether what `from` emits reaches `to`.
+    fn reaches(&self, from: &str, to: &str) -> bool {
+        let mut waiting = vec![to];
+        let mut seen: Vec<&str> = Vec::new();
+        while let Some(name) = waiting.pop() {
+            if name == from {
+                return true;
+            }
+            if !seen.contains(&name) {
+                seen.push(name);
+                let wires = &self.nodes[self.position(name)].wires;
+                waiting.extend(wires.iter().map(|wire| wire.from.as_str()));
+            }
+        }
+        false
+    }
+
+    fn add_sinks(&mut self) -> Result<(), String> {
+        let is_read = |node: &Node| self.nodes.iter().any(|other| other.wires.iter().any(|w| w.from == node.name));
+        let unread: Vec<Arc<OperatorSpec>> = self
+            .nodes
+            .iter()
+            .filter(|node| !node.spec.outputs.is_empty() && !is_read(node))
+            .map(|node| node.spec.clone())
+            .collect();
+        for spec in unread {
+            let takes = |sink: &&Arc<OperatorSpec>| {
+                sink.outputs.is_empty() && sink.inputs.iter().any(|input| fitting(&spec, input).is_some())
+            };
+            let present = self.nodes.iter().any(|node| takes(&&node.spec) && node.spec.inputs.iter().all(|i| i.many));
+            if let Some(sink) = self.registry.iter().find(takes).filter(|_| !present) {
+                let node = self.node(sink);
+                self.nodes.push(node);
+                self.connect_all()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn to_text(&self) -> Result<String, serde_yaml::Error> {
+        let mut nodes = Mapping::new();
+        for node in &self.nodes {
+            let mut entry = Mapping::new();
+            entry.insert("op".into(), node.spec.name.into());
+            if !node.wires.is_empty() {
+                entry.insert("in".into(), Value::Mapping(inputs(node)));
+            }
+            if let Some(with) = example_settings(&node.spec)? {
+                entry.insert("with".into(), with);
+            }
+            nodes.insert(node.name.as_str().into(), Value::Mapping(entry));
+        }
+        let mut pipeline = Mapping::new();
+        pipeline.insert("nodes".into(), Value::Mapping(nodes));
+        let nodes = serde_yaml::to_string(&pipeline)?;
+        Ok(format!(
+            "# Settings are those of the operators' examples: set paths and sizes to yours, then `sapo-flow validate FILE`.\n\
+             version: 1\n\nrun:\n  seed: 42\n  steps: 100\n\n{nodes}"
+        ))
+    }
+}
+
+/// An operator's first output that an input can take.
+fn fitting(spec: &OperatorSpec, input: &PortSpec) -> Option<&'static str> {
+    let fits = |output: &&PortSpec| output.types.iter().all(|kind| input.types.contains(kind));
+    spec.outputs.iter().find(fits).map(|output| output.name)
+}
+
+fn inputs(node: &Node) -> Mapping {
+    let mut inputs = Mapping::new();
+    for input in node.spec.inputs {
+        let mut sources: Vec<Value> =
+            node.wires.iter().filter(|wire| wire.input == input.name).map(|wire| wire.to_value()).collect();
+        match sources.len() {
+            0 => {}
+            1 => {
+                inputs.insert(input.name.into(), sources.remove(0));
+            }
+            _ => {
+                inputs.insert(input.name.into(), Value::Sequence(sources));
+            }
+        }
+    }
+    inputs
+}
+
+impl Wire {
+    fn to_value(&self) -> Value {
+        let from = Value::String(format!("{}.{}", self.from, self.output));
+        if !self.feedback {
+            return from;
+        }
+        let feedback = Mapping::from_iter([("max_staleness".into(), 0.into())]);
+        Value::Mapping(Mapping::from_iter([("from".into(), from), ("feedback".into(), Value::Mapping(feedback))]))
+    }
+}
+
+/// The settings of an operator's node in its own example.
+fn example_settings(spec: &OperatorSpec) -> Result<Option<Value>, serde_yaml::Error> {
+    let example: Mapping = serde_yaml::from_str(spec.example)?;
+    let node = example.values().find(|node| node["op"] == spec.name);
+    Ok(node.and_then(|node| node.get("with")).cloned())
+}
