@@ -6,12 +6,14 @@
 //! | `resume` | runs killed, interrupted and resumed end as runs that never were |
 //! | `determinism` | the same seed gives the same bytes, another seed others |
 //! | `damage` | a damaged checkpoint is refused, and nothing is changed |
+//! | `composites` | operators made of others train and resume |
 //! | `rewiring` | other algorithms, by YAML alone |
 //! | `failures` | what goes wrong ends the run, and is named |
 //! | `examples` | the programs under `examples` work |
 //! | `shipped` | the pipelines that ship train |
 //! | `models` | the directories that a run writes are models |
 
+mod composites;
 mod damage;
 mod determinism;
 mod examples;
