@@ -65,7 +65,7 @@ pub enum ScheduleName {
     Cosine,
     /// As one over the square root of the step.
     InverseSqrt,
-    /// Stays.
+    /// Stays where warmup, if there is one, has brought it.
     Constant,
 }
 
@@ -195,7 +195,7 @@ impl PreferenceLearnerConfig {
             ScheduleName::Linear => ScheduleKind::Linear,
             ScheduleName::Cosine => ScheduleKind::Cosine,
             ScheduleName::InverseSqrt => ScheduleKind::InverseSqrt,
-            ScheduleName::Constant => ScheduleKind::Constant,
+            ScheduleName::Constant => ScheduleKind::ConstantWithWarmup,
         };
         let warmup = match self.warmup_ratio {
             Some(ratio) => Warmup::Ratio(ratio),
@@ -244,5 +244,63 @@ impl PreferenceLearnerConfig {
             wrong("max_grad_norm", format!("expected a number above 0, found {norm}"));
         }
         issues
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sapo_flow_training::optim::Schedule;
+
+    use super::*;
+
+    fn config(more: &str) -> PreferenceLearnerConfig {
+        let text = format!("{{model: m, objective: orpo, learning_rate: 1e-5, {more}}}");
+        serde_yaml::from_str(&text).expect("a test's own YAML")
+    }
+
+    #[test]
+    fn every_schedule_takes_a_warmup() {
+        for name in ["linear", "cosine", "inverse_sqrt", "constant"] {
+            for warmup in ["warmup_steps: 4", "warmup_ratio: 0.4"] {
+                let config = config(&format!("schedule: {name}, {warmup}"));
+                assert_eq!(config.issues(), []);
+                let (kind, warmup) = config.schedule();
+                let schedule = Schedule::new(kind, warmup, 10).expect("a sound schedule");
+                let rise: Vec<f64> = (0..5).map(|step| schedule.multiplier(step)).collect();
+                assert_eq!(rise, [0.0, 0.25, 0.5, 0.75, 1.0], "{name}");
+            }
+        }
+        let (kind, warmup) = config("schedule: constant").schedule();
+        let schedule = Schedule::new(kind, warmup, 10).expect("a sound schedule");
+        assert_eq!([0, 9].map(|step| schedule.multiplier(step)), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn settings_without_effect_are_errors() {
+        for (more, key) in [
+            ("loss: hinge", "loss"),
+            ("label_smoothing: 0.1", "label_smoothing"),
+            ("alpha: 0.9", "alpha"),
+            ("optimizer: sgd, eps: 1e-8", "eps"),
+            ("optimizer: rmsprop, betas: [0.9, 0.95]", "betas"),
+            ("warmup_steps: 3, warmup_ratio: 0.1", "warmup_steps"),
+        ] {
+            let issues = config(more).issues();
+            assert_eq!(issues.iter().map(|issue| issue.key.as_str()).collect::<Vec<_>>(), [key], "{more}");
+            assert!(issues[0].message.starts_with("has no effect"), "{}", issues[0].message);
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        for (more, key) in [
+            ("beta: 0", "beta"),
+            ("weight_decay: -1", "weight_decay"),
+            ("betas: [0.9, 1.0]", "betas"),
+            ("max_grad_norm: 0", "max_grad_norm"),
+        ] {
+            let issues = config(more).issues();
+            assert_eq!(issues.iter().map(|issue| issue.key.as_str()).collect::<Vec<_>>(), [key], "{more}: {issues:?}");
+        }
     }
 }
