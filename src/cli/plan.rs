@@ -93,7 +93,8 @@ fn memory(graph: &Graph, plans: &[NodePlan]) -> String {
         }
     }
     if !text.is_empty() {
-        text += "            (for sequences of the data's average length, and for the longest possible)\n";
+        text += "            (for sequences of the data's average length, and for the longest possible; on a CPU gaps in \
+                 the heap come on top)\n";
     }
     text
 }
