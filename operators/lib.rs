@@ -7,7 +7,7 @@
 //! | [`segment_sampler`], [`rewrite`], [`segments`] | rejected responses: segments of answers rewritten by a model |
 //! | [`replay_buffer`] | the newest pairs, and draws from them |
 //! | [`batcher`] | pairs gathered into batches of bounded length |
-//! | [`reference`] | a reference model's log-probabilities |
+//! | [`mod@reference`] | a reference model's log-probabilities |
 //! | [`preference_learner`], [`learner_config`] | updates of the policy |
 //! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
 //! | [`evaluator`] | held-out rows |
