@@ -154,6 +154,7 @@ fn pair_of(prompt: &Prompt, step: u64, position: u32, node: &str) -> Pair {
         segment: None,
         weights_version: None,
         seed: None,
+        values: prompt.values.clone(),
     }
 }
 
@@ -180,6 +181,7 @@ fn fit(pair: Arc<Pair>, max_length: usize) -> Result<(Arc<Pair>, usize), Error> 
         rejected_ids: pair.rejected_ids.as_ref().map(head),
         segment: pair.segment.map(|segment| cut_segment(segment, room)),
         origin: pair.origin.clone(),
+        values: pair.values.clone(),
         ..*pair
     };
     Ok((Arc::new(fitted), cut))
@@ -296,8 +298,14 @@ mod tests {
 
     #[test]
     fn prompts_become_pairs_without_a_rejected_response() {
-        let prompt =
-            Prompt { row: 4, epoch: 1, prompt_ids: vec![1], chosen_ids: vec![2, 3], rejected_ids: Some(vec![5]) };
+        let prompt = Prompt {
+            row: 4,
+            epoch: 1,
+            prompt_ids: vec![1],
+            chosen_ids: vec![2, 3],
+            rejected_ids: Some(vec![5]),
+            values: Default::default(),
+        };
         let (batches, _) = run("{batch_size: 2, max_length: 8}", vec![Record::Prompt(Arc::new(prompt))]).unwrap();
         let expected = Pair { step: 3, position: 0, origin: "node".into(), ..pair(4, &[1], &[2, 3], None) };
         assert_eq!(*batches[0].pairs[0], expected);

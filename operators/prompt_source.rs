@@ -204,6 +204,7 @@ impl Operator for PromptSource {
                     segment: None,
                     weights_version: None,
                     seed: None,
+                    values: prompt.values.clone(),
                 };
                 outputs.push("pairs", Record::Pair(Arc::new(pair)));
             }

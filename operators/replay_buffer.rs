@@ -292,6 +292,7 @@ mod tests {
             segment: None,
             weights_version: None,
             seed: None,
+            values: Default::default(),
         })
     }
 

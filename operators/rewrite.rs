@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use sapo_flow_engine::OperatorError;
-use sapo_flow_engine::record::{Prompt, Segment};
+use sapo_flow_engine::record::{Prompt, Segment, Values};
 use sapo_flow_training::generate::{Choice, Request, Sampling, Warpers, generate};
 use sapo_flow_training::model::Compute;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -87,6 +87,7 @@ impl RewriteSettings {
 /// A response to be generated: of which prompt, and in place of what.
 struct Task<'a> {
     row: u64,
+    values: &'a Values,
     prompt: &'a [u32],
     answer: &'a [u32],
     start: usize,
@@ -99,6 +100,8 @@ struct Task<'a> {
 pub struct Rewritten {
     /// The data row.
     pub row: u64,
+    /// The prompt's numbers.
+    pub values: Values,
     /// The prompt, cut where it had to be.
     pub prompt: Vec<u32>,
     /// The answer, likewise.
@@ -139,6 +142,7 @@ pub fn rewrite(
         let (rejected, len, ended) = splice(task.answer, task.start, task.len, tokens, eos_ids);
         Rewritten {
             row: task.row,
+            values: task.values.clone(),
             prompt: task.prompt.to_vec(),
             answer: task.answer.to_vec(),
             rejected,
@@ -166,7 +170,8 @@ fn tasks<'a>(prompts: &'a [Arc<Prompt>], settings: &RewriteSettings, random: &Dr
             // Numbers 2n and 2n + 1 of the step are this response's: its segment's start, its tokens' seed.
             let n = 2 * tasks.len() as u64;
             let start = random.below(step, n, last_start + 1);
-            tasks.push(Task { row: prompt.row, prompt: ids, answer, start, len, seed: random.seed(step, n + 1) });
+            let (row, values, seed) = (prompt.row, &prompt.values, random.seed(step, n + 1));
+            tasks.push(Task { row, values, prompt: ids, answer, start, len, seed });
         }
     }
     tasks

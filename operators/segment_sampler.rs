@@ -134,6 +134,7 @@ impl Operator for SegmentSampler {
                 segment: Some(response.segment),
                 weights_version: Some(model.version),
                 seed: Some(response.seed),
+                values: response.values,
             };
             outputs.push("pairs", Record::Pair(Arc::new(pair)));
         }

@@ -100,6 +100,7 @@ pub fn pair(row: u64, prompt: &[u32], chosen: &[u32], rejected: Option<&[u32]>) 
         segment: None,
         weights_version: None,
         seed: None,
+        values: Default::default(),
     }
 }
 

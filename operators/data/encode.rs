@@ -63,7 +63,7 @@ impl<'a> Encoder<'a> {
             None => chosen.encode(&self.tokenizer).map(|encoded| (encoded.prompt_ids, encoded.answer_ids, None)),
         };
         let (prompt_ids, chosen_ids, rejected_ids) = encoded.map_err(|error| error.to_string())?;
-        let prompt = Prompt { row: index, epoch: 0, prompt_ids, chosen_ids, rejected_ids };
+        let prompt = Prompt { row: index, epoch: 0, prompt_ids, chosen_ids, rejected_ids, values: Default::default() };
         Ok(Encoded { prompt, trailing: trailing_messages })
     }
 

@@ -28,4 +28,7 @@ pub use operator::{
     BuildContext, Define, Inputs, Operator, OperatorError, OperatorSpec, Outputs, Placement, PortSpec, Registry,
 };
 pub use plan::{NodePlan, PlanContext};
-pub use record::{Batch, Metrics, Pair, PortType, Prompt, Record, ReferenceLogps, Segment, TokenId, Weights};
+pub use record::{
+    Batch, Metrics, Pair, PortType, Prompt, Record, ReferenceLogps, Retracted, Retraction, Sample, Segment, TokenId,
+    Values, Weights,
+};

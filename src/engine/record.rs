@@ -1,4 +1,4 @@
-//! What travels on edges: prompts, pairs, batches, handles to weights, and metrics.
+//! What travels on edges: prompts, samples, pairs, batches, handles to weights, and metrics.
 //!
 //! Records are plain data without tensors, so that they can be stored in a checkpoint and exchanged between timely
 //! workers. Weights are the exception that proves it: a record names a model and a version, and carries a handle that
@@ -19,6 +19,8 @@ pub type TokenId = u32;
 pub enum PortType {
     /// Tokenized conversations: a prompt and its answer ([`Prompt`]).
     Prompts,
+    /// Responses to prompts, to be scored and compared ([`Sample`]).
+    Samples,
     /// Chosen and rejected responses to a prompt ([`Pair`]).
     Pairs,
     /// Pairs gathered for one update ([`Batch`]).
@@ -42,6 +44,8 @@ impl fmt::Display for PortType {
 pub enum Record {
     /// On [`PortType::Prompts`] edges.
     Prompt(Arc<Prompt>),
+    /// On [`PortType::Samples`] edges.
+    Sample(Arc<Sample>),
     /// On [`PortType::Pairs`] edges.
     Pair(Arc<Pair>),
     /// On [`PortType::Batches`] edges.
@@ -52,6 +56,8 @@ pub enum Record {
     Metrics(Arc<Metrics>),
     /// On [`PortType::Changes`] edges.
     Change(Change),
+    /// On edges of prompts, samples and pairs: something that was emitted there before is taken back.
+    Retraction(Retraction),
 }
 
 impl Record {
@@ -59,11 +65,13 @@ impl Record {
     pub fn port_type(&self) -> PortType {
         match self {
             Record::Prompt(_) => PortType::Prompts,
+            Record::Sample(_) => PortType::Samples,
             Record::Pair(_) => PortType::Pairs,
             Record::Batch(_) => PortType::Batches,
             Record::Weights(_) => PortType::Weights,
             Record::Metrics(_) => PortType::Metrics,
             Record::Change(_) => PortType::Changes,
+            Record::Retraction(retraction) => retraction.port_type,
         }
     }
 }
@@ -81,6 +89,59 @@ pub struct Prompt {
     pub chosen_ids: Vec<TokenId>,
     /// A worse answer from the data set, ending in EOS, where rows have one.
     pub rejected_ids: Option<Vec<TokenId>>,
+    /// Numbers of the row by name: what it brought along, and what operators have added.
+    pub values: Values,
+}
+
+/// Numbers that belong to a record, by name: scores, lengths, weights.
+pub type Values = BTreeMap<String, f64>;
+
+/// A response to a prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The step at which the sample came to be.
+    pub step: u64,
+    /// Position among the samples that its operator emitted at that step.
+    pub position: u32,
+    /// The operator (node name) that made it.
+    pub origin: String,
+    /// The data row it stems from.
+    pub row: u64,
+    /// The prompt's tokens.
+    pub prompt_ids: Vec<TokenId>,
+    /// The response, ending in EOS unless truncated.
+    pub response_ids: Vec<TokenId>,
+    /// Version of the weights that generated the response; absent where no model of this run did.
+    pub weights_version: Option<u64>,
+    /// Seed of the random stream the response was generated with; absent where no model of this run did.
+    pub seed: Option<u64>,
+    /// Numbers of the sample by name: its prompt's, and what operators have added, such as a score.
+    pub values: Values,
+}
+
+/// Something emitted before is taken back: downstream, nothing shall stem from it any more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Retraction {
+    /// The type of the edge it travels on: that of the records it concerns.
+    pub port_type: PortType,
+    /// What is taken back.
+    pub of: Retracted,
+}
+
+/// What a [`Retraction`] concerns.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Retracted {
+    /// A data row, and every record that stems from it.
+    Row(u64),
+    /// The one record that `origin` emitted at `step`, as its `position`-th.
+    Record {
+        /// The operator (node name) that made it.
+        origin: String,
+        /// The step at which it came to be.
+        step: u64,
+        /// Position among the records that its operator emitted at that step.
+        position: u32,
+    },
 }
 
 /// The part of a response that a sampler wrote, in tokens of the response.
@@ -117,6 +178,8 @@ pub struct Pair {
     pub weights_version: Option<u64>,
     /// Seed of the random stream the response was generated with; absent for pairs from a data set.
     pub seed: Option<u64>,
+    /// Numbers of the pair by name: its prompt's or samples', and what operators have added.
+    pub values: Values,
 }
 
 /// Summed log-probabilities of a pair's responses under a reference model, in nats.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::record::{Batch, Metrics, Pair, Prompt, Record, Weights};
+use crate::record::{Batch, Metrics, Pair, Prompt, Record, Sample, Weights};
 
 /// The records of one step, by input port.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,14 @@ impl Inputs {
         self.take(port)
             .into_iter()
             .filter_map(|record| if let Record::Prompt(prompt) = record { Some(prompt) } else { None })
+            .collect()
+    }
+
+    /// Take the samples of a port.
+    pub fn samples(&mut self, port: &str) -> Vec<Arc<Sample>> {
+        self.take(port)
+            .into_iter()
+            .filter_map(|record| if let Record::Sample(sample) = record { Some(sample) } else { None })
             .collect()
     }
 

@@ -50,6 +50,7 @@ impl Operator for Rows {
                 prompt_ids: vec![step as u32, row as u32],
                 chosen_ids: vec![2],
                 rejected_ids: None,
+                values: Default::default(),
             };
             outputs.push("prompts", Record::Prompt(Arc::new(prompt)));
         }
@@ -97,6 +98,7 @@ impl Operator for Sampler {
                 segment: None,
                 weights_version: Some(weights.version),
                 seed: None,
+                values: Default::default(),
             };
             outputs.push("pairs", Record::Pair(Arc::new(pair)));
         }
