@@ -298,14 +298,7 @@ mod tests {
 
     #[test]
     fn prompts_become_pairs_without_a_rejected_response() {
-        let prompt = Prompt {
-            row: 4,
-            epoch: 1,
-            prompt_ids: vec![1],
-            chosen_ids: vec![2, 3],
-            rejected_ids: Some(vec![5]),
-            values: Default::default(),
-        };
+        let prompt = Prompt { epoch: 1, ..crate::testing::prompt(4, &[1], &[2, 3], Some(&[5])) };
         let (batches, _) = run("{batch_size: 2, max_length: 8}", vec![Record::Prompt(Arc::new(prompt))]).unwrap();
         let expected = Pair { step: 3, position: 0, origin: "node".into(), ..pair(4, &[1], &[2, 3], None) };
         assert_eq!(*batches[0].pairs[0], expected);

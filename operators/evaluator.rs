@@ -20,8 +20,9 @@ use serde::{Deserialize, Serialize};
 use crate::compute::{PlannedModel, compute};
 use crate::data::{self, Columns, OnError, Part, Paths};
 use crate::draws::Draws;
-use crate::rewrite::{RewriteSettings, Rewritten, SegmentTokens, rewrite};
+use crate::rewrite::{RewriteSettings, Rewritten, SegmentTokens, defaults, rewrite};
 use crate::segments::Truncation;
+use crate::state;
 use crate::weights::{SharedWeights, shared};
 
 /// What `evaluator` takes under `with`.
@@ -39,28 +40,30 @@ pub struct EvaluatorConfig {
     pub chat_template: Option<String>,
     /// Steps between evaluations; absent: only before the first step and after the last.
     pub every: Option<u64>,
+    /// Every n-th row of the data only: those that a `prompt_source` with the same `hold_out_every` leaves out.
+    pub hold_out_every: Option<u64>,
     /// Rows evaluated, from the first; absent: all.
     pub limit: Option<usize>,
     /// Rows at a time.
     #[serde(default = "default_batch_size")]
     pub batch_size: usize,
     /// Tokens rewritten in each answer to make the rejected response, or `all`.
-    #[serde(default = "default_segment_tokens")]
+    #[serde(default = "defaults::segment_tokens")]
     pub segment_tokens: SegmentTokens,
     /// Longest prompt and answer together, in tokens.
-    #[serde(default = "default_max_length")]
+    #[serde(default = "defaults::max_length")]
     pub max_length: usize,
     /// Longest prompt, in tokens; rows with longer ones are dropped and counted.
-    #[serde(default = "default_max_prompt_tokens")]
+    #[serde(default = "defaults::max_prompt_tokens")]
     pub max_prompt_tokens: usize,
     /// Of the rejected responses' tokens.
-    #[serde(default = "default_temperature")]
+    #[serde(default = "defaults::temperature")]
     pub temperature: f64,
     /// Of the rejected responses' tokens.
-    #[serde(default = "default_top_k")]
+    #[serde(default = "defaults::top_k")]
     pub top_k: usize,
     /// Of the rejected responses' tokens.
-    #[serde(default = "default_top_p")]
+    #[serde(default = "defaults::top_p")]
     pub top_p: f64,
     /// Rows whose completions are shown.
     #[serde(default = "default_show")]
@@ -80,38 +83,28 @@ impl EvaluatorConfig {
             chat_template: self.chat_template.as_deref(),
             max_prompt_tokens: Some(self.max_prompt_tokens),
             on_error: OnError::Stop,
-            part: Part::All,
+            part: self.hold_out_every.map_or(Part::All, |hold_out_every| Part::HeldOut { hold_out_every }),
             limit: self.limit,
+        }
+    }
+
+    /// How the rejected responses are made.
+    fn rewriting(&self) -> RewriteSettings {
+        RewriteSettings {
+            segment_tokens: self.segment_tokens,
+            max_length: self.max_length,
+            max_prompt_tokens: self.max_prompt_tokens,
+            truncation: Truncation::KeepEnd,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            responses_per_prompt: 1,
         }
     }
 }
 
 fn default_batch_size() -> usize {
     8
-}
-
-fn default_segment_tokens() -> SegmentTokens {
-    SegmentTokens::AtMost(256)
-}
-
-fn default_max_length() -> usize {
-    2048
-}
-
-fn default_max_prompt_tokens() -> usize {
-    1792
-}
-
-fn default_temperature() -> f64 {
-    0.7
-}
-
-fn default_top_k() -> usize {
-    50
-}
-
-fn default_top_p() -> f64 {
-    0.95
 }
 
 fn default_show() -> usize {
@@ -287,11 +280,11 @@ impl Operator for Evaluator {
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        Ok(std::fs::write(directory.join(FIRST), serde_json::to_vec(&self.first)?)?)
+        Ok(state::write(directory, FIRST, &self.first)?)
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        self.first = serde_json::from_slice(&std::fs::read(directory.join(FIRST))?)?;
+        self.first = state::read(directory, FIRST)?;
         Ok(())
     }
 }
@@ -336,7 +329,12 @@ evaluation:
             ("show_tokens", config.show_tokens),
         ];
         let zeros = positive.into_iter().filter(|(_, value)| *value == 0);
-        zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")).collect()
+        let mut issues = config.rewriting().issues();
+        issues.extend(zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")));
+        if let Some(every @ 0..2) = config.hold_out_every {
+            issues.push(ConfigIssue::new("hold_out_every", format!("expected a number above 1, found {every}")));
+        }
+        issues
     }
 
     fn files(config: &Self::Config) -> Vec<PathBuf> {
@@ -365,19 +363,9 @@ evaluation:
         if loaded.prompts.is_empty() {
             return Err("no held-out row can be used".into());
         }
-        let rewriting = RewriteSettings {
-            segment_tokens: config.segment_tokens,
-            max_length: config.max_length,
-            max_prompt_tokens: config.max_prompt_tokens,
-            truncation: Truncation::KeepEnd,
-            temperature: config.temperature,
-            top_k: config.top_k,
-            top_p: config.top_p,
-            responses_per_prompt: 1,
-        };
         Ok(Evaluator {
+            rewriting: config.rewriting(),
             config,
-            rewriting,
             node: context.node.into(),
             random: Draws::new(context.run.seed, context.node),
             compute: compute(context.run),

@@ -15,7 +15,7 @@
 //! | [`draws`] | random draws as functions of seed, node and step |
 //! | [`metrics_sink`], [`tensorboard`] | numbers to JSON Lines and TensorBoard |
 //! | [`sample_sink`] | readable samples to JSON Lines |
-//! | [`log_file`] | files that are cut back to a checkpoint when a run resumes |
+//! | [`log_file`], [`state`] | files that are cut back to a checkpoint when a run resumes; what a checkpoint holds |
 
 pub mod batcher;
 pub mod checkpoint;
@@ -37,6 +37,7 @@ pub mod rewrite;
 pub mod sample_sink;
 pub mod segment_sampler;
 pub mod segments;
+pub mod state;
 pub mod tensorboard;
 #[cfg(test)]
 mod testing;

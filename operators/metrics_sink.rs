@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 use crate::log_file::{LogFile, check_file_name};
+use crate::state;
 use crate::tensorboard::EventFile;
 
 /// Configuration of [`MetricsSink`].
@@ -136,16 +136,13 @@ impl Operator for MetricsSink {
             events_bytes: self.events_file.as_mut().map(EventFile::sync).transpose()?,
             window: std::mem::take(&mut self.window),
         };
-        let path = directory.join(STATE_FILE);
-        fs::write(&path, serde_json::to_vec_pretty(&state)?).map_err(Error::io(&path))?;
+        state::write(directory, STATE_FILE, &state)?;
         self.window = state.window;
         Ok(())
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        let path = directory.join(STATE_FILE);
-        let text = fs::read(&path).map_err(Error::io(&path))?;
-        let state: State = serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        let state: State = state::read(directory, STATE_FILE)?;
         self.lines.cut_back(state.lines_bytes)?;
         if let (Some(file), Some(bytes)) = (&mut self.events_file, state.events_bytes) {
             file.cut_back(bytes)?;
@@ -234,6 +231,8 @@ fn json_number(value: f64) -> Value {
 #[cfg(test)]
 mod tests {
     use sapo_flow_engine::Record;
+
+    use std::fs;
 
     use super::*;
     use crate::testing::{Harness, metrics};

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use sapo_flow_engine::OperatorError;
+use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::record::{Prompt, Segment, Values};
 use sapo_flow_training::generate::{Choice, Request, Sampling, Warpers, generate};
 use sapo_flow_training::model::Compute;
@@ -55,6 +56,47 @@ impl JsonSchema for SegmentTokens {
     }
 }
 
+/// Defaults of the keys that operators which let a model write have in common: the SAPO authors' settings.
+pub mod defaults {
+    use super::SegmentTokens;
+    use crate::segments::Truncation;
+
+    /// Tokens rewritten in an answer.
+    pub fn segment_tokens() -> SegmentTokens {
+        SegmentTokens::AtMost(256)
+    }
+
+    /// Tokens of prompt and answer.
+    pub fn max_length() -> usize {
+        2048
+    }
+
+    /// Tokens of a prompt.
+    pub fn max_prompt_tokens() -> usize {
+        1792
+    }
+
+    /// The end of a prompt that is kept.
+    pub fn truncation() -> Truncation {
+        Truncation::KeepEnd
+    }
+
+    /// Softmax temperature.
+    pub fn temperature() -> f64 {
+        0.7
+    }
+
+    /// Likeliest tokens to draw from.
+    pub fn top_k() -> usize {
+        50
+    }
+
+    /// Probability of the tokens to draw from.
+    pub fn top_p() -> f64 {
+        0.95
+    }
+}
+
 /// Which part of an answer is rewritten, and how tokens are drawn.
 #[derive(Clone, Debug)]
 pub struct RewriteSettings {
@@ -77,6 +119,27 @@ pub struct RewriteSettings {
 }
 
 impl RewriteSettings {
+    /// What is wrong with the settings, by the keys that hold them in YAML.
+    pub fn issues(&self) -> Vec<ConfigIssue> {
+        let mut issues = Vec::new();
+        let mut expect = |good: bool, key: &str, expected: &str, found: String| {
+            if !good {
+                issues.push(ConfigIssue::new(key, format!("expected {expected}, found {found}")));
+            }
+        };
+        let no_segment = self.segment_tokens == SegmentTokens::AtMost(0);
+        expect(!no_segment, "segment_tokens", "a number above 0 or `all`", "0".into());
+        expect(self.responses_per_prompt > 0, "responses_per_prompt", "a number above 0", "0".into());
+        let (temperature, top_p) = (self.temperature, self.top_p);
+        let warm = temperature.is_finite() && temperature > 0.0;
+        expect(warm, "temperature", "a number above 0", temperature.to_string());
+        expect(top_p > 0.0 && top_p <= 1.0, "top_p", "a number above 0 and up to 1", top_p.to_string());
+        let less = format!("less than max_length {}", self.max_length);
+        let room = self.max_prompt_tokens < self.max_length;
+        expect(room, "max_prompt_tokens", &less, self.max_prompt_tokens.to_string());
+        issues
+    }
+
     fn choice(&self) -> Choice {
         let top_k = (self.top_k > 0).then_some(self.top_k);
         let top_p = (self.top_p < 1.0).then_some(self.top_p);

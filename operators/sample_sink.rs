@@ -1,6 +1,5 @@
 //! `sample_sink`: a few pairs every n steps in readable form.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use sapo_flow_engine::operator::ConfigIssue;
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::log_file::{LogFile, check_file_name};
+use crate::state;
 
 /// Configuration of [`SampleSink`].
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -142,15 +142,12 @@ impl Operator for SampleSink {
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        let path = directory.join(STATE_FILE);
         let state = State { lines_bytes: self.lines.sync()? };
-        Ok(fs::write(&path, serde_json::to_vec_pretty(&state)?).map_err(Error::io(&path))?)
+        Ok(state::write(directory, STATE_FILE, &state)?)
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        let path = directory.join(STATE_FILE);
-        let text = fs::read(&path).map_err(Error::io(&path))?;
-        let state: State = serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        let state: State = state::read(directory, STATE_FILE)?;
         Ok(self.lines.cut_back(state.lines_bytes)?)
     }
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::compute::{PlannedModel, compute};
 use crate::draws::Draws;
-use crate::rewrite::{RewriteSettings, SegmentTokens, rewrite};
+use crate::rewrite::{RewriteSettings, SegmentTokens, defaults, rewrite};
 use crate::segments::Truncation;
 use crate::weights::shared;
 
@@ -26,25 +26,25 @@ use crate::weights::shared;
 #[serde(deny_unknown_fields)]
 pub struct SegmentSamplerConfig {
     /// Tokens rewritten in each answer, or `all` for a whole response.
-    #[serde(default = "default_segment_tokens")]
+    #[serde(default = "defaults::segment_tokens")]
     pub segment_tokens: SegmentTokens,
     /// Longest prompt and answer together, in tokens; longer ones are cut as the authors do.
-    #[serde(default = "default_max_length")]
+    #[serde(default = "defaults::max_length")]
     pub max_length: usize,
     /// Longest prompt where prompt and answer are over max_length together, in tokens.
-    #[serde(default = "default_max_prompt_tokens")]
+    #[serde(default = "defaults::max_prompt_tokens")]
     pub max_prompt_tokens: usize,
     /// Which end of such a prompt is kept: keep_end or keep_start.
-    #[serde(default = "default_truncation")]
+    #[serde(default = "defaults::truncation")]
     pub truncation: Truncation,
     /// Softens (above 1) or sharpens (below 1) the model's distribution.
-    #[serde(default = "default_temperature")]
+    #[serde(default = "defaults::temperature")]
     pub temperature: f64,
     /// Draw from the k likeliest tokens only; 0 for all.
-    #[serde(default = "default_top_k")]
+    #[serde(default = "defaults::top_k")]
     pub top_k: usize,
     /// Draw from the likeliest tokens that have this probability together; 1 for all.
-    #[serde(default = "default_top_p")]
+    #[serde(default = "defaults::top_p")]
     pub top_p: f64,
     /// Rejected responses made for each prompt.
     #[serde(default = "default_one")]
@@ -54,32 +54,20 @@ pub struct SegmentSamplerConfig {
     pub sample_every: u64,
 }
 
-fn default_segment_tokens() -> SegmentTokens {
-    SegmentTokens::AtMost(256)
-}
-
-fn default_max_length() -> usize {
-    2048
-}
-
-fn default_max_prompt_tokens() -> usize {
-    1792
-}
-
-fn default_truncation() -> Truncation {
-    Truncation::KeepEnd
-}
-
-fn default_temperature() -> f64 {
-    0.7
-}
-
-fn default_top_k() -> usize {
-    50
-}
-
-fn default_top_p() -> f64 {
-    0.95
+impl SegmentSamplerConfig {
+    /// How answers are rewritten.
+    fn settings(&self) -> RewriteSettings {
+        RewriteSettings {
+            segment_tokens: self.segment_tokens,
+            max_length: self.max_length,
+            max_prompt_tokens: self.max_prompt_tokens,
+            truncation: self.truncation,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            responses_per_prompt: self.responses_per_prompt,
+        }
+    }
 }
 
 fn default_one() -> usize {
@@ -187,31 +175,10 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
     type Config = SegmentSamplerConfig;
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
-        let mut issues = Vec::new();
-        let mut expect = |good: bool, key: &str, message: String| {
-            if !good {
-                issues.push(ConfigIssue::new(key, message));
-            }
-        };
-        expect(
-            config.segment_tokens != SegmentTokens::AtMost(0),
-            "segment_tokens",
-            "expected a number above 0 or `all`, found 0".into(),
-        );
-        for (key, value) in
-            [("responses_per_prompt", config.responses_per_prompt), ("sample_every", config.sample_every as usize)]
-        {
-            expect(value > 0, key, "expected a number above 0, found 0".into());
+        let mut issues = config.settings().issues();
+        if config.sample_every == 0 {
+            issues.push(ConfigIssue::new("sample_every", "expected a number above 0, found 0"));
         }
-        let temperature = config.temperature;
-        expect(temperature > 0.0, "temperature", format!("expected a number above 0, found {temperature}"));
-        let top_p = config.top_p;
-        expect(top_p > 0.0 && top_p <= 1.0, "top_p", format!("expected a number above 0 and up to 1, found {top_p}"));
-        expect(
-            config.max_prompt_tokens < config.max_length,
-            "max_prompt_tokens",
-            format!("expected less than max_length {}, found {}", config.max_length, config.max_prompt_tokens),
-        );
         issues
     }
 
@@ -233,16 +200,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         Ok(SegmentSampler {
-            settings: RewriteSettings {
-                segment_tokens: config.segment_tokens,
-                max_length: config.max_length,
-                max_prompt_tokens: config.max_prompt_tokens,
-                truncation: config.truncation,
-                temperature: config.temperature,
-                top_k: config.top_k,
-                top_p: config.top_p,
-                responses_per_prompt: config.responses_per_prompt,
-            },
+            settings: config.settings(),
             sample_every: config.sample_every,
             node: context.node.into(),
             random: Draws::new(context.run.seed, context.node),

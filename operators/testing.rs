@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sapo_flow_engine::runtime::event::{Event, EventSender};
-use sapo_flow_engine::{BuildContext, Define, Metrics, OperatorError, Pair, RunSettings};
+use sapo_flow_engine::{BuildContext, Define, Metrics, OperatorError, Pair, Prompt, RunSettings};
 
 /// A run directory with what an operator is built from.
 pub struct Harness {
@@ -85,6 +85,18 @@ impl Harness {
 /// A set of metrics.
 pub fn metrics(values: &[(&str, f64)]) -> Arc<Metrics> {
     Arc::new(Metrics { values: values.iter().map(|(name, value)| (name.to_string(), *value)).collect() })
+}
+
+/// A data row of the first epoch.
+pub fn prompt(row: u64, prompt: &[u32], chosen: &[u32], rejected: Option<&[u32]>) -> Prompt {
+    Prompt {
+        row,
+        epoch: 0,
+        prompt_ids: prompt.to_vec(),
+        chosen_ids: chosen.to_vec(),
+        rejected_ids: rejected.map(<[u32]>::to_vec),
+        values: Default::default(),
+    }
 }
 
 /// A pair from a data set.

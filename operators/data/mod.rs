@@ -288,15 +288,7 @@ mod tests {
     }
 
     fn prompt(row: u64, prompt_ids: &[u32], chosen_ids: &[u32], rejected_ids: Option<&[u32]>) -> Arc<Prompt> {
-        let (prompt_ids, chosen_ids) = (prompt_ids.to_vec(), chosen_ids.to_vec());
-        Arc::new(Prompt {
-            row,
-            epoch: 0,
-            prompt_ids,
-            chosen_ids,
-            rejected_ids: rejected_ids.map(<[u32]>::to_vec),
-            values: Default::default(),
-        })
+        Arc::new(crate::testing::prompt(row, prompt_ids, chosen_ids, rejected_ids))
     }
 
     /// Ids by hand, from the vocabulary in `testing`.
