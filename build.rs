@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-fn main() {
+/// Also called by the build script of the training core.
+pub fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let Some(folder) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(std::path::PathBuf::from) else { return };
     // First as given, which may be a link that its owner points elsewhere; then where it leads to now, so that a

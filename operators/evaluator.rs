@@ -10,7 +10,7 @@ use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Request, Sampling, generate};
-use sapo_flow_training::learner::{Example, ExampleScore, score};
+use sapo_flow_training::learner::{Example, score};
 use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::Compute;
 use sapo_flow_training::text::TextTokenizer;
@@ -23,6 +23,7 @@ use crate::draws::Draws;
 use crate::rewrite::{RewriteSettings, Rewritten, SegmentTokens, defaults, rewrite};
 use crate::segments::Truncation;
 use crate::state;
+use crate::sums::Sums;
 use crate::weights::{SharedWeights, shared};
 
 /// What `evaluator` takes under `with`.
@@ -99,6 +100,7 @@ impl EvaluatorConfig {
             top_k: self.top_k,
             top_p: self.top_p,
             responses_per_prompt: 1,
+            pack_weights: true,
         }
     }
 }
@@ -204,7 +206,7 @@ impl Evaluator {
             .map(|row| Request { prompt_ids: row.prompt_ids.clone(), max_new_tokens: self.config.show_tokens, seed: 0 })
             .collect();
         let eos_ids = weights.decoder.config.eos_token_ids.clone();
-        let sampling = Sampling { choice: Choice::Greedy, eos_ids, compute: self.compute };
+        let sampling = Sampling { choice: Choice::Greedy, eos_ids, compute: self.compute, pack_weights: true };
         let answers = generate(&weights.decoder, &weights.parameters, &requests, &sampling)?;
         for (row, answer) in rows.iter().zip(answers) {
             let prompt = self.tokenizer.decode_without_special_tokens(&row.prompt_ids)?;
@@ -213,40 +215,6 @@ impl Evaluator {
             self.events.send(Event::Note { node: self.node.clone(), message });
         }
         Ok(())
-    }
-}
-
-/// What an evaluation adds up. Log-probabilities in nats.
-#[derive(Default)]
-struct Sums {
-    rows: f64,
-    nll: f64,
-    tokens: f64,
-    preferred: f64,
-    margin: f64,
-}
-
-impl Sums {
-    fn add(&mut self, score: &ExampleScore) {
-        let Some(rejected) = score.rejected else { return };
-        let margin = f64::from(score.chosen.mean()) - f64::from(rejected.mean());
-        self.rows += 1.0;
-        self.nll -= f64::from(score.chosen.logps);
-        self.tokens += score.chosen.tokens as f64;
-        self.preferred += f64::from(margin > 0.0);
-        self.margin += margin;
-    }
-
-    fn nll(&self) -> f64 {
-        self.nll / self.tokens
-    }
-
-    fn accuracy(&self) -> f64 {
-        self.preferred / self.rows
-    }
-
-    fn margin(&self) -> f64 {
-        self.margin / self.rows
     }
 }
 
@@ -377,25 +345,5 @@ evaluation:
             first: None,
             resumed: context.resumed,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use sapo_flow_training::learner::ResponseScore;
-
-    use super::*;
-
-    #[test]
-    fn sums_by_hand() {
-        let mut sums = Sums::default();
-        // -6 nats over 3 tokens against -9 over 3: preferred by 1 nat a token. -8 over 2
-        // against -3 over 1: not, by 1.
-        let response = |logps, tokens| ResponseScore { logps, tokens };
-        sums.add(&ExampleScore { chosen: response(-6.0, 3), rejected: Some(response(-9.0, 3)) });
-        sums.add(&ExampleScore { chosen: response(-8.0, 2), rejected: Some(response(-3.0, 1)) });
-        assert_eq!(sums.nll(), 14.0 / 5.0);
-        assert_eq!(sums.accuracy(), 0.5);
-        assert_eq!(sums.margin(), (1.0 - 1.0) / 2.0);
     }
 }

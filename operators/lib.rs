@@ -10,7 +10,7 @@
 //! | [`mod@reference`] | a reference model's log-probabilities |
 //! | [`preference_learner`], [`learner_config`] | updates of the policy |
 //! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
-//! | [`evaluator`] | held-out rows |
+//! | [`evaluator`], `sums` | held-out rows |
 //! | [`checkpoint`] | models in Hugging Face directories |
 //! | [`draws`] | random draws as functions of seed, node and step |
 //! | [`metrics_sink`], [`tensorboard`] | numbers to JSON Lines and TensorBoard |
@@ -38,6 +38,7 @@ pub mod sample_sink;
 pub mod segment_sampler;
 pub mod segments;
 pub mod state;
+mod sums;
 pub mod tensorboard;
 #[cfg(test)]
 mod testing;

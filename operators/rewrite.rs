@@ -116,6 +116,8 @@ pub struct RewriteSettings {
     pub top_p: f64,
     /// Rejected responses made for each prompt.
     pub responses_per_prompt: usize,
+    /// See [`Sampling::pack_weights`].
+    pub pack_weights: bool,
 }
 
 impl RewriteSettings {
@@ -199,7 +201,12 @@ pub fn rewrite(
     };
     let requests: Vec<Request> = tasks.iter().map(request).collect();
     let eos_ids = &weights.decoder.config.eos_token_ids;
-    let sampling = Sampling { choice: settings.choice(), eos_ids: eos_ids.clone(), compute: *compute };
+    let sampling = Sampling {
+        choice: settings.choice(),
+        eos_ids: eos_ids.clone(),
+        compute: *compute,
+        pack_weights: settings.pack_weights,
+    };
     let generations = generate(&weights.decoder, &weights.parameters, &requests, &sampling)?;
     let rewritten = |(task, tokens): (&Task, &[u32])| {
         let (rejected, len, ended) = splice(task.answer, task.start, task.len, tokens, eos_ids);

@@ -52,6 +52,10 @@ pub struct SegmentSamplerConfig {
     /// Rewrite at every n-th step only; the prompts of the others pass unused.
     #[serde(default = "default_one_step")]
     pub sample_every: u64,
+    /// Lay the weights out anew for decoding on a CPU, where that pays; false is the plain way. Both compute the same sums,
+    /// in another order.
+    #[serde(default = "default_true")]
+    pub pack_weights: bool,
 }
 
 impl SegmentSamplerConfig {
@@ -66,12 +70,17 @@ impl SegmentSamplerConfig {
             top_k: self.top_k,
             top_p: self.top_p,
             responses_per_prompt: self.responses_per_prompt,
+            pack_weights: self.pack_weights,
         }
     }
 }
 
 fn default_one() -> usize {
     1
+}
+
+fn default_true() -> bool {
+    true
 }
 
 fn default_one_step() -> u64 {

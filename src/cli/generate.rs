@@ -25,7 +25,12 @@ pub fn generate(args: &GenerateArgs) -> Outcome {
     let model = Model::load(&args.model, device::parse(&args.device)?, kind)?;
     let request =
         Request { prompt_ids: encode_prompt(&tokenizer, &prompt)?, max_new_tokens: args.max_tokens, seed: args.seed };
-    let sampling = Sampling { choice: choice(args), eos_ids: tokenizer.eos_ids().to_vec(), compute: Compute { kind } };
+    let sampling = Sampling {
+        choice: choice(args),
+        eos_ids: tokenizer.eos_ids().to_vec(),
+        compute: Compute { kind },
+        pack_weights: true,
+    };
     let generations = decode::generate(&model.decoder, &model.parameters, &[request], &sampling)?;
     let tokens = generations.first().map(|generation| generation.tokens.as_slice()).unwrap_or_default();
     terminal::print(&tokenizer.decode_without_special_tokens(tokens)?)?;

@@ -11,6 +11,7 @@ pub mod learner;
 pub mod logps;
 pub mod memory;
 pub mod model;
+pub mod native;
 pub mod objectives;
 pub mod optim;
 pub mod parameters;

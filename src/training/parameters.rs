@@ -1,17 +1,18 @@
 //! A model's tensors by name, and their safetensors files in Hugging Face's layout.
 
+mod stored;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo, View};
+use safetensors::tensor::TensorInfo;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::TensorDifferences;
 use crate::{Error, Result};
+use stored::{SafetensorsFile, Stored, read_tensor, shape_of};
 
 /// The file that a model with a single file of weights has.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
@@ -39,6 +40,12 @@ impl ParameterSet {
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| Error::Argument(format!("there is no parameter `{name}`")))
+    }
+
+    /// Takes the tensor called `name` out.
+    pub fn take(&mut self, name: &str) -> Result<Tensor> {
+        let taken = self.tensors.shift_remove(name);
+        taken.ok_or_else(|| Error::Argument(format!("there is no parameter `{name}`")))
     }
 
     /// Names and tensors, in order.
@@ -212,115 +219,6 @@ fn compare(
     let unexpected = sources.keys().filter(|name| !known.contains(name.as_str()) && !superfluous(name));
     differences.unexpected = unexpected.cloned().collect();
     differences
-}
-
-fn shape_of(info: &TensorInfo) -> Vec<i64> {
-    info.shape.iter().map(|&size| size as i64).collect()
-}
-
-/// A safetensors file's header: 8 bytes of length, then JSON. Tensors are read one by one afterwards, so that a model
-/// is never in memory twice.
-struct SafetensorsFile {
-    metadata: Metadata,
-    /// Where the tensors' data begin, in bytes.
-    data_start: u64,
-}
-
-impl SafetensorsFile {
-    fn open(path: &Path) -> Result<Self> {
-        const MAX_HEADER_BYTES: u64 = 100 << 20;
-        let io = || Error::io(path);
-        let invalid = |message: String| Error::invalid(path, message);
-        let mut file = File::open(path).map_err(io())?;
-        let file_bytes = file.metadata().map_err(io())?.len();
-        let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(|_| invalid("too short for a safetensors file".into()))?;
-        let header_bytes = u64::from_le_bytes(length);
-        if header_bytes > MAX_HEADER_BYTES || header_bytes + 8 > file_bytes {
-            return Err(invalid(format!("not a safetensors file: its header would have {header_bytes} bytes")));
-        }
-        let mut header = vec![0; header_bytes as usize];
-        file.read_exact(&mut header).map_err(io())?;
-        let metadata: Metadata = serde_json::from_slice(&header)
-            .map_err(|error| invalid(format!("unreadable safetensors header: {error}")))?;
-        let data_start = header_bytes + 8;
-        let expected = data_start + metadata.data_len() as u64;
-        if file_bytes != expected {
-            return Err(invalid(format!(
-                "expected {expected} bytes by its header, found {file_bytes}: is it truncated?"
-            )));
-        }
-        Ok(SafetensorsFile { metadata, data_start })
-    }
-}
-
-fn read_tensor(file: &mut File, path: &Path, data_start: u64, name: &str, info: &TensorInfo) -> Result<Tensor> {
-    let kind = kind_of(info.dtype)
-        .ok_or_else(|| Error::invalid(path, format!("tensor `{name}` has unsupported dtype {:?}", info.dtype)))?;
-    let (begin, end) = info.data_offsets;
-    let mut data = vec![0; end.saturating_sub(begin)];
-    file.seek(SeekFrom::Start(data_start + begin as u64)).map_err(Error::io(path))?;
-    file.read_exact(&mut data).map_err(Error::io(path))?;
-    Ok(Tensor::f_from_data_size(&data, &shape_of(info), kind)?)
-}
-
-fn kind_of(dtype: Dtype) -> Option<Kind> {
-    Some(match dtype {
-        Dtype::F32 => Kind::Float,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::F16 => Kind::Half,
-        Dtype::F64 => Kind::Double,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        Dtype::U8 => Kind::Uint8,
-        Dtype::BOOL => Kind::Bool,
-        _ => return None,
-    })
-}
-
-/// A tensor on its way into a file; converted and brought to the CPU only when its turn comes.
-struct Stored {
-    tensor: Tensor,
-    kind: Kind,
-    dtype: Dtype,
-    shape: Vec<usize>,
-}
-
-impl Stored {
-    fn new(tensor: &Tensor, kind: Option<Kind>) -> Result<Self> {
-        let kind = kind.unwrap_or_else(|| tensor.kind());
-        let dtype = match kind {
-            Kind::Float => Dtype::F32,
-            Kind::BFloat16 => Dtype::BF16,
-            Kind::Half => Dtype::F16,
-            Kind::Double => Dtype::F64,
-            Kind::Int64 => Dtype::I64,
-            Kind::Int => Dtype::I32,
-            Kind::Uint8 => Dtype::U8,
-            Kind::Bool => Dtype::BOOL,
-            other => return Err(Error::Argument(format!("tensors of kind {other:?} cannot be stored"))),
-        };
-        let shape = tensor.size().iter().map(|&size| size as usize).collect();
-        Ok(Stored { tensor: tensor.detach(), kind, dtype, shape })
-    }
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        let tensor = self.tensor.to_kind(self.kind).to_device(Device::Cpu).contiguous();
-        let mut bytes = vec![0; self.data_len()];
-        tensor.copy_data_u8(&mut bytes, tensor.numel());
-        bytes.into()
-    }
-    fn data_len(&self) -> usize {
-        self.tensor.numel() * self.kind.elt_size_in_bytes()
-    }
 }
 
 #[cfg(test)]

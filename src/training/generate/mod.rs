@@ -5,6 +5,7 @@
 
 mod cache;
 mod choice;
+mod packed;
 pub mod random;
 mod warpers;
 
@@ -12,6 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use cache::KvCache;
 pub use choice::{Choice, Chosen, choose};
+pub use packed::PackedWeights;
 pub use warpers::Warpers;
 
 use crate::model::{AttentionMask, Compute, Decoder, ModelInput};
@@ -41,6 +43,8 @@ pub struct Sampling {
     pub eos_ids: Vec<u32>,
     /// How the model computes.
     pub compute: Compute,
+    /// Whether weights may be laid out anew for decoding on a CPU, where that pays: the same sums, in another order.
+    pub pack_weights: bool,
 }
 
 /// What a request got.
@@ -69,10 +73,17 @@ pub fn generate(
         return Ok(generations);
     }
     // Once for all tokens, where training converts the weights in each pass.
-    let weights = weights.to_kind(sampling.compute.kind);
+    let mut weights = weights.to_kind(sampling.compute.kind);
+    let new_tokens = active.iter().map(|&row| requests[row].max_new_tokens).max().unwrap_or(0);
+    let rows = active.len() as i64;
     let (mut batch, mut hidden) = DecodingBatch::start(decoder, &weights, requests, active, &sampling.compute)?;
+    // Only now: the prompts' many tokens are best served by the plain layout.
+    let packed = match sampling.pack_weights && PackedWeights::pay(decoder, new_tokens) {
+        true => PackedWeights::take_from(&mut weights, decoder, rows)?,
+        false => PackedWeights::default(),
+    };
     loop {
-        let logits = decoder.logits(&weights, &hidden, &sampling.compute)?;
+        let logits = decoder.logits_with(&weights, &packed, &hidden, &sampling.compute)?;
         let draw = |row: usize| {
             let request = batch.active[row];
             random::uniform(requests[request].seed, TOKEN_STREAM, generations[request].tokens.len() as u64)
@@ -94,7 +105,7 @@ pub fn generate(
         let kept = close_gaps(&survivors);
         batch.keep_rows(&kept)?;
         let tokens: Vec<i64> = kept.iter().map(|&row| i64::from(chosen[row].token)).collect();
-        hidden = batch.step(decoder, &weights, &tokens, &sampling.compute)?;
+        hidden = batch.step(decoder, (&weights, &packed), &tokens, &sampling.compute)?;
     }
 }
 
@@ -190,7 +201,13 @@ impl DecodingBatch {
     }
 
     /// Feeds one token a row; returns the hidden states (rows, hidden_size) at them.
-    fn step(&mut self, decoder: &Decoder, weights: &ParameterSet, tokens: &[i64], compute: &Compute) -> Result<Tensor> {
+    fn step(
+        &mut self,
+        decoder: &Decoder,
+        (weights, packed): (&ParameterSet, &PackedWeights),
+        tokens: &[i64],
+        compute: &Compute,
+    ) -> Result<Tensor> {
         let column = |values: &[i64]| -> Result<Tensor> {
             Ok(Tensor::f_from_slice(values)?.f_to_device(self.device)?.f_unsqueeze(1)?)
         };
@@ -201,7 +218,7 @@ impl DecodingBatch {
         };
         let input = ModelInput { ids: column(tokens)?, positions: column(&positions)?, mask };
         self.fed += 1;
-        let hidden = decoder.hidden_states(weights, &input, Some(&mut self.cache), compute)?;
+        let hidden = decoder.hidden_states_with(weights, packed, &input, Some(&mut self.cache), compute)?;
         Ok(hidden.f_squeeze_dim(1)?)
     }
 }

@@ -1,17 +1,21 @@
 //! The decoder that all supported families share: embedding, layers, a last norm, and a head over the vocabulary.
 
+use std::sync::LazyLock;
+
 use tch::{Device, Kind, Tensor};
 
 use super::layer::{Pass, attention_kind};
 use super::mask::{LayerMasks, ModelInput};
 use super::rope::Rope;
 use super::{KvCache, ModelConfig};
+use crate::generate::PackedWeights;
 use crate::parameters::ParameterSet;
 use crate::{Error, Result};
 
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(super) const LAST_NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
+static NOTHING_PACKED: LazyLock<PackedWeights> = LazyLock::new(PackedWeights::default);
 
 /// A decoder without its weights, which every call is given.
 #[derive(Clone, Debug)]
@@ -99,10 +103,22 @@ impl Decoder {
         &self,
         weights: &ParameterSet,
         input: &ModelInput,
+        cache: Option<&mut KvCache>,
+        compute: &Compute,
+    ) -> Result<Tensor> {
+        self.hidden_states_with(weights, &NOTHING_PACKED, input, cache, compute)
+    }
+
+    /// The same with some of the weights laid out for decoding, through which no gradient flows.
+    pub fn hidden_states_with(
+        &self,
+        weights: &ParameterSet,
+        packed: &PackedWeights,
+        input: &ModelInput,
         mut cache: Option<&mut KvCache>,
         compute: &Compute,
     ) -> Result<Tensor> {
-        let pass = self.pass(weights, input, cache.as_deref(), compute)?;
+        let pass = Pass { packed, ..self.pass(weights, input, cache.as_deref(), compute)? };
         if let Some(cache) = cache.as_deref_mut() {
             cache.begin(&input.positions)?;
         }
@@ -120,8 +136,22 @@ impl Decoder {
 
     /// The head on any selection of hidden states (..., hidden_size): logits (..., vocab_size) as f32.
     pub fn logits(&self, weights: &ParameterSet, hidden: &Tensor, compute: &Compute) -> Result<Tensor> {
-        let head = weights.get(self.head_name())?;
-        let logits = hidden.f_to_kind(compute.kind)?.f_linear(&head.f_to_kind(compute.kind)?, None::<&Tensor>)?;
+        self.logits_with(weights, &NOTHING_PACKED, hidden, compute)
+    }
+
+    /// The same with some of the weights laid out for decoding.
+    pub fn logits_with(
+        &self,
+        weights: &ParameterSet,
+        packed: &PackedWeights,
+        hidden: &Tensor,
+        compute: &Compute,
+    ) -> Result<Tensor> {
+        let hidden = hidden.f_to_kind(compute.kind)?;
+        let logits = match packed.apply(self.head_name(), &hidden, None)? {
+            Some(logits) => logits,
+            None => hidden.f_linear(&weights.get(self.head_name())?.f_to_kind(compute.kind)?, None::<&Tensor>)?,
+        };
         Ok(logits.f_to_kind(Kind::Float)?)
     }
 
@@ -149,6 +179,7 @@ impl Decoder {
         Ok(Pass {
             config: &self.config,
             weights,
+            packed: &NOTHING_PACKED,
             kind: compute.kind,
             attention_kind,
             rotation: self.rope.at(&input.positions, attention_kind)?,

@@ -6,13 +6,15 @@ use super::ModelConfig;
 use super::mask::{LayerMask, LayerMasks, PairMask};
 use super::rope::Rotation;
 use crate::Result;
-use crate::generate::KvCache;
+use crate::generate::{KvCache, PackedWeights};
 use crate::parameters::ParameterSet;
 
 /// What all layers of a forward pass share.
 pub(super) struct Pass<'a> {
     pub config: &'a ModelConfig,
     pub weights: &'a ParameterSet,
+    /// Linear layers whose weights are not among `weights`, while decoding.
+    pub packed: &'a PackedWeights,
     /// Of the matrix products.
     pub kind: Kind,
     /// Of rotation, attention and cache.
@@ -79,12 +81,15 @@ impl Pass<'_> {
     }
 
     fn linear(&self, input: &Tensor, name: &str, bias: bool) -> Result<Tensor> {
-        let weight = self.weights.get(&format!("{name}.weight"))?.f_to_kind(self.kind)?;
         let bias = match bias {
             true => Some(self.weights.get(&format!("{name}.bias"))?.f_to_kind(self.kind)?),
             false => None,
         };
-        Ok(input.f_linear(&weight, bias.as_ref())?)
+        let weight = format!("{name}.weight");
+        if let Some(output) = self.packed.apply(&weight, input, bias.as_ref())? {
+            return Ok(output);
+        }
+        Ok(input.f_linear(&self.weights.get(&weight)?.f_to_kind(self.kind)?, bias.as_ref())?)
     }
 }
 

@@ -26,7 +26,7 @@ fn requests(prompts: &[Vec<u32>], max_new_tokens: usize) -> Vec<Request> {
 }
 
 fn run(model: &Model, requests: &[Request], choice: Choice, eos_ids: &[u32]) -> Vec<Generation> {
-    let sampling = Sampling { choice, eos_ids: eos_ids.to_vec(), compute: F32 };
+    let sampling = Sampling { choice, eos_ids: eos_ids.to_vec(), compute: F32, pack_weights: true };
     generate(&model.decoder, &model.parameters, requests, &sampling).unwrap()
 }
 
@@ -109,7 +109,7 @@ fn logps_are_those_of_a_pass_over_the_whole_sequence() {
 fn requests_that_cannot_be_continued_are_errors() {
     let (model, prompts, _) = cases().next().unwrap();
     let error = |request: Request, choice: Choice| {
-        let sampling = Sampling { choice, eos_ids: vec![], compute: F32 };
+        let sampling = Sampling { choice, eos_ids: vec![], compute: F32, pack_weights: true };
         generate(&model.decoder, &model.parameters, &[request], &sampling).unwrap_err().to_string()
     };
     let fine = requests(&prompts, 1).remove(0);

@@ -104,7 +104,7 @@ fn greedy_answers_are_those_of_transformers() {
     let cases: Vec<Value> = serde_json::from_str(include_str!("smollm2_greedy.json")).unwrap();
     let request = |case: &Value| Request { prompt_ids: golden::tokens(&case["ids"]), max_new_tokens: 16, seed: 0 };
     let requests: Vec<Request> = cases.iter().map(request).collect();
-    let sampling = Sampling { choice: Choice::Greedy, eos_ids: Vec::new(), compute: COMPUTE };
+    let sampling = Sampling { choice: Choice::Greedy, eos_ids: Vec::new(), compute: COMPUTE, pack_weights: true };
     let answers = generate(&decoder, &parameters, &requests, &sampling).unwrap();
     for (case, answer) in cases.iter().zip(answers) {
         assert_eq!(answer.tokens, golden::tokens(&case["greedy_16"]));
