@@ -147,6 +147,7 @@ fn pair_of(prompt: &Prompt, step: u64, position: u32, node: &str) -> Pair {
         step,
         position,
         origin: node.to_string(),
+        source: prompt.source.clone(),
         row: prompt.row,
         prompt_ids: prompt.prompt_ids.clone(),
         chosen_ids: prompt.chosen_ids.clone(),
@@ -181,6 +182,7 @@ fn fit(pair: Arc<Pair>, max_length: usize) -> Result<(Arc<Pair>, usize), Error> 
         rejected_ids: pair.rejected_ids.as_ref().map(head),
         segment: pair.segment.map(|segment| cut_segment(segment, room)),
         origin: pair.origin.clone(),
+        source: pair.source.clone(),
         values: pair.values.clone(),
         ..*pair
     };

@@ -191,12 +191,13 @@ impl Operator for PromptSource {
         let mut outputs = Outputs::new();
         let rows = self.order.iter().flat_map(|(_, order)| order).skip(within as usize * self.batch_size);
         for (position, index) in (0..).zip(rows.take(self.batch_size)) {
-            let prompt = Prompt { epoch, ..Prompt::clone(&self.prompts[*index]) };
+            let prompt = Prompt { epoch, source: self.node.clone(), ..Prompt::clone(&self.prompts[*index]) };
             if let Some(rejected_ids) = &prompt.rejected_ids {
                 let pair = Pair {
                     step,
                     position,
                     origin: self.node.clone(),
+                    source: self.node.clone(),
                     row: prompt.row,
                     prompt_ids: prompt.prompt_ids.clone(),
                     chosen_ids: prompt.chosen_ids.clone(),
@@ -316,6 +317,7 @@ mod tests {
             step: 1,
             position: 1,
             origin: "node".into(),
+            source: "node".into(),
             ..crate::testing::pair(1, &[0, 5], &[6, 1], Some(&[7, 1]))
         };
         assert_eq!(pairs, [expected]);

@@ -285,6 +285,7 @@ mod tests {
             step: 0,
             position: 0,
             origin: "test".into(),
+            source: "data".into(),
             row: id,
             prompt_ids: vec![1],
             chosen_ids: vec![2],

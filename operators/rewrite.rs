@@ -151,6 +151,7 @@ impl RewriteSettings {
 
 /// A response to be generated: of which prompt, and in place of what.
 struct Task<'a> {
+    source: &'a str,
     row: u64,
     values: &'a Values,
     prompt: &'a [u32],
@@ -163,6 +164,8 @@ struct Task<'a> {
 /// A rewritten answer.
 #[derive(Clone, Debug)]
 pub struct Rewritten {
+    /// The source of the data row.
+    pub source: String,
     /// The data row.
     pub row: u64,
     /// The prompt's numbers.
@@ -211,6 +214,7 @@ pub fn rewrite(
     let rewritten = |(task, tokens): (&Task, &[u32])| {
         let (rejected, len, ended) = splice(task.answer, task.start, task.len, tokens, eos_ids);
         Rewritten {
+            source: task.source.to_string(),
             row: task.row,
             values: task.values.clone(),
             prompt: task.prompt.to_vec(),
@@ -240,8 +244,9 @@ fn tasks<'a>(prompts: &'a [Arc<Prompt>], settings: &RewriteSettings, random: &Dr
             // Numbers 2n and 2n + 1 of the step are this response's: its segment's start, its tokens' seed.
             let n = 2 * tasks.len() as u64;
             let start = random.below(step, n, last_start + 1);
-            let (row, values, seed) = (prompt.row, &prompt.values, random.seed(step, n + 1));
-            tasks.push(Task { row, values, prompt: ids, answer, start, len, seed });
+            let (source, row) = (prompt.source.as_str(), prompt.row);
+            let (values, seed) = (&prompt.values, random.seed(step, n + 1));
+            tasks.push(Task { source, row, values, prompt: ids, answer, start, len, seed });
         }
     }
     tasks

@@ -124,6 +124,7 @@ impl Operator for SegmentSampler {
                 step,
                 position: position as u32,
                 origin: self.node.clone(),
+                source: response.source,
                 row: response.row,
                 prompt_ids: response.prompt,
                 chosen_ids: response.answer,

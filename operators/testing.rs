@@ -90,6 +90,7 @@ pub fn metrics(values: &[(&str, f64)]) -> Arc<Metrics> {
 /// A data row of the first epoch.
 pub fn prompt(row: u64, prompt: &[u32], chosen: &[u32], rejected: Option<&[u32]>) -> Prompt {
     Prompt {
+        source: "data".into(),
         row,
         epoch: 0,
         prompt_ids: prompt.to_vec(),
@@ -105,6 +106,7 @@ pub fn pair(row: u64, prompt: &[u32], chosen: &[u32], rejected: Option<&[u32]>) 
         step: 0,
         position: row as u32,
         origin: "data".into(),
+        source: "data".into(),
         row,
         prompt_ids: prompt.to_vec(),
         chosen_ids: chosen.to_vec(),

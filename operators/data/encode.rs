@@ -63,7 +63,8 @@ impl<'a> Encoder<'a> {
             None => chosen.encode(&self.tokenizer).map(|encoded| (encoded.prompt_ids, encoded.answer_ids, None)),
         };
         let (prompt_ids, chosen_ids, rejected_ids) = encoded.map_err(|error| error.to_string())?;
-        let prompt = Prompt { row: index, epoch: 0, prompt_ids, chosen_ids, rejected_ids, values: Default::default() };
+        let (source, values) = Default::default();
+        let prompt = Prompt { source, row: index, epoch: 0, prompt_ids, chosen_ids, rejected_ids, values };
         Ok(Encoded { prompt, trailing: trailing_messages })
     }
 

@@ -288,7 +288,8 @@ mod tests {
     }
 
     fn prompt(row: u64, prompt_ids: &[u32], chosen_ids: &[u32], rejected_ids: Option<&[u32]>) -> Arc<Prompt> {
-        Arc::new(crate::testing::prompt(row, prompt_ids, chosen_ids, rejected_ids))
+        let prompt = crate::testing::prompt(row, prompt_ids, chosen_ids, rejected_ids);
+        Arc::new(Prompt { source: String::new(), ..prompt })
     }
 
     /// Ids by hand, from the vocabulary in `testing`.

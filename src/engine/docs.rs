@@ -6,7 +6,7 @@ use schemars::Schema;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::operator::{OperatorSpec, PortSpec, Registry};
+use crate::operator::{OperatorSpec, PortSpec, Registry, Retractions};
 use crate::pipeline::{describe, follow};
 
 /// What there is to know about an operator.
@@ -41,6 +41,8 @@ pub struct PortDoc {
     pub required: bool,
     /// Inputs: whether several edges may end here.
     pub many: bool,
+    /// Inputs: whether retractions may arrive. Outputs: whether they may be emitted.
+    pub retractions: bool,
     /// One line.
     pub description: &'static str,
 }
@@ -119,12 +121,13 @@ impl PortDoc {
             types: port.types.iter().map(ToString::to_string).collect(),
             required: port.required,
             many: port.many,
+            retractions: port.retractions != Retractions::None,
             description: port.doc,
         }
     }
 
     fn traits(&self) -> String {
-        let words = [(!self.required, "optional"), (self.many, "many")];
+        let words = [(!self.required, "optional"), (self.many, "many"), (self.retractions, "retractions")];
         words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect::<Vec<_>>().join(", ")
     }
 

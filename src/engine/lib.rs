@@ -26,6 +26,7 @@ mod step;
 pub use graph::{Edge, Graph, Node, RunSettings};
 pub use operator::{
     BuildContext, Define, Inputs, Operator, OperatorError, OperatorSpec, Outputs, Placement, PortSpec, Registry,
+    Retractions,
 };
 pub use plan::{NodePlan, PlanContext};
 pub use record::{

@@ -89,6 +89,20 @@ impl View {
     pub const CHANGES: &'static str = "(changes)";
 }
 
+/// What a port has to do with [`Retraction`](crate::record::Retraction)s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retractions {
+    /// An input that must not be sent any; an output that never carries any.
+    None,
+    /// An input whose operator takes back what it holds of the record, and passes the retraction on where it has emitted
+    /// something that stems from it.
+    Honoured,
+    /// An output that carries retractions when one of the node's inputs does.
+    PassedOn,
+    /// An output that may take back what it emitted, where [`Define::retracts`] says so.
+    Emitted,
+}
+
 /// An input or output of an operator.
 #[derive(Clone, Copy, Debug)]
 pub struct PortSpec {
@@ -100,6 +114,8 @@ pub struct PortSpec {
     pub required: bool,
     /// Inputs: whether several edges may end here (their records are concatenated in the order written).
     pub many: bool,
+    /// Whether retractions may arrive here, or be emitted.
+    pub retractions: Retractions,
     /// One line for people.
     pub doc: &'static str,
 }
@@ -107,7 +123,7 @@ pub struct PortSpec {
 impl PortSpec {
     /// A port of one type, required, with a single edge.
     pub const fn new(name: &'static str, types: &'static [PortType], doc: &'static str) -> Self {
-        PortSpec { name, types, required: true, many: false, doc }
+        PortSpec { name, types, required: true, many: false, retractions: Retractions::None, doc }
     }
 
     /// The same port, which may be left unconnected.
@@ -118,6 +134,21 @@ impl PortSpec {
     /// The same port, which takes any number of edges.
     pub const fn many(self) -> Self {
         PortSpec { many: true, ..self }
+    }
+
+    /// The same input, at which retractions are honoured. Without this an edge that may carry them cannot end there.
+    pub const fn honouring_retractions(self) -> Self {
+        PortSpec { retractions: Retractions::Honoured, ..self }
+    }
+
+    /// The same output, which passes on the retractions that arrive.
+    pub const fn passing_retractions(self) -> Self {
+        PortSpec { retractions: Retractions::PassedOn, ..self }
+    }
+
+    /// The same output, which takes back what it emitted: see [`Define::retracts`].
+    pub const fn retracting(self) -> Self {
+        PortSpec { retractions: Retractions::Emitted, ..self }
     }
 }
 
@@ -190,6 +221,13 @@ pub trait Define: Operator + Sized + 'static {
         Vec::new()
     }
 
+    /// Whether a node with this config may take back what it emitted on outputs marked
+    /// [`retracting`](PortSpec::retracting).
+    fn retracts(config: &Self::Config) -> bool {
+        let _ = config;
+        true
+    }
+
     /// What the node will take.
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
         let _ = (config, context);
@@ -242,6 +280,8 @@ pub struct OperatorSpec {
     pub config_schema: fn() -> Schema,
     /// Deserialize and [`Define::check`].
     pub check: fn(&serde_yaml::Value) -> Vec<ConfigIssue>,
+    /// [`Define::retracts`].
+    pub retracts: fn(&serde_yaml::Value) -> bool,
     /// [`Define::plan`].
     pub plan: fn(&serde_yaml::Value, &PlanContext) -> Result<NodePlan, OperatorError>,
     /// [`Define::files`].
@@ -267,6 +307,7 @@ impl OperatorSpec {
                 Ok(config) => D::check(&config),
                 Err(error) => vec![ConfigIssue::new("", error.to_string())],
             },
+            retracts: |value| parse(value).is_ok_and(|config| D::retracts(&config)),
             plan: |value, context| D::plan(&parse(value)?, context),
             files: |value| parse(value).map(|config| D::files(&config)).unwrap_or_default(),
             build: |value, context| {

@@ -79,6 +79,8 @@ impl Record {
 /// A tokenized row of a data set: a prompt and the answer to learn from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
+    /// The source (node name) that read the row.
+    pub source: String,
     /// The row's index in the data set, counted over all its files before any shuffle.
     pub row: u64,
     /// The pass over the data that this occurrence belongs to, from 0.
@@ -105,6 +107,8 @@ pub struct Sample {
     pub position: u32,
     /// The operator (node name) that made it.
     pub origin: String,
+    /// The source (node name) of the data row it stems from.
+    pub source: String,
     /// The data row it stems from.
     pub row: u64,
     /// The prompt's tokens.
@@ -119,21 +123,33 @@ pub struct Sample {
     pub values: Values,
 }
 
-/// Something emitted before is taken back: downstream, nothing shall stem from it any more.
+/// Something emitted at an earlier step is taken back: downstream, nothing shall stem from it any more.
+///
+/// It never concerns records of its own step, so that a consumer applies a step's retractions first. It concerns what
+/// came on the same edge; consumers that take several edges need not tell them apart, since a record is taken back on an
+/// edge only after it was emitted there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Retraction {
     /// The type of the edge it travels on: that of the records it concerns.
     pub port_type: PortType,
     /// What is taken back.
     pub of: Retracted,
+    /// For people: what led to it, such as a line removed from a file; absent where that is an operator's daily work.
+    pub because: Option<String>,
 }
 
 /// What a [`Retraction`] concerns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Retracted {
-    /// A data row, and every record that stems from it.
-    Row(u64),
-    /// The one record that `origin` emitted at `step`, as its `position`-th.
+    /// A data row, and every record that stems from it. This is how prompts are taken back.
+    Row {
+        /// The source (node name) that read it.
+        source: String,
+        /// Its index there.
+        row: u64,
+    },
+    /// One record that `origin` emitted at `step`, as its `position`-th: a sample or a pair. Where it came several times,
+    /// one of them.
     Record {
         /// The operator (node name) that made it.
         origin: String,
@@ -142,6 +158,25 @@ pub enum Retracted {
         /// Position among the records that its operator emitted at that step.
         position: u32,
     },
+}
+
+impl Retracted {
+    /// Whether this is about a pair.
+    pub fn concerns_pair(&self, pair: &Pair) -> bool {
+        self.concerns((&pair.source, pair.row), (&pair.origin, pair.step, pair.position))
+    }
+
+    /// Whether this is about a sample.
+    pub fn concerns_sample(&self, sample: &Sample) -> bool {
+        self.concerns((&sample.source, sample.row), (&sample.origin, sample.step, sample.position))
+    }
+
+    fn concerns(&self, row_of: (&str, u64), record_of: (&str, u64, u32)) -> bool {
+        match self {
+            Retracted::Row { source, row } => (source.as_str(), *row) == row_of,
+            Retracted::Record { origin, step, position } => (origin.as_str(), *step, *position) == record_of,
+        }
+    }
 }
 
 /// The part of a response that a sampler wrote, in tokens of the response.
@@ -164,6 +199,8 @@ pub struct Pair {
     pub position: u32,
     /// The operator (node name) that made it.
     pub origin: String,
+    /// The source (node name) of the data row it stems from.
+    pub source: String,
     /// The data row it stems from.
     pub row: u64,
     /// The prompt's tokens.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::record::{Batch, Metrics, Pair, Prompt, Record, Sample, Weights};
+use crate::record::{Batch, Metrics, Pair, Prompt, Record, Retraction, Sample, Weights};
 
 /// The records of one step, by input port.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +23,21 @@ impl Inputs {
             .find(|(name, _)| *name == port)
             .map(|(_, records)| std::mem::take(records))
             .unwrap_or_default()
+    }
+
+    /// Take the retractions of a port, and leave its other records. They concern earlier steps: apply them first.
+    pub fn retractions(&mut self, port: &str) -> Vec<Retraction> {
+        let mut retractions = Vec::new();
+        if let Some((_, records)) = self.ports.iter_mut().find(|(name, _)| *name == port) {
+            records.retain(|record| match record {
+                Record::Retraction(retraction) => {
+                    retractions.push(retraction.clone());
+                    false
+                }
+                _ => true,
+            });
+        }
+        retractions
     }
 
     /// Take the prompts of a port.

@@ -13,7 +13,7 @@ use super::params::Params;
 use super::schema::{Validator, blame};
 use super::wiring::{self, Draft};
 use super::yaml::{self, Content, Entry, Yaml};
-use super::{lints, order};
+use super::{lints, order, retractions};
 use crate::graph::{Graph, Node, RunSettings};
 use crate::operator::{OperatorSpec, Registry};
 
@@ -47,6 +47,7 @@ pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report:
     report_nested(&drafts, report);
     replace_nodes(&mut filled, &flat);
     wiring::connect(&mut drafts, report);
+    retractions::check(&drafts, report);
     let order = order::dependency_order(&drafts, report)?;
     if report.has_errors() {
         return None;

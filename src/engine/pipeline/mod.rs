@@ -13,6 +13,7 @@
 //! | `editor` | the JSON Schema of pipelines |
 //! | `scaffold` | a first pipeline of given operators |
 //! | `wiring` | `in` blocks to typed edges |
+//! | `retractions` | edges over which something may be taken back |
 //! | `order` | dependency order, or the chain of a cycle that nothing delays |
 //! | `lints` | what is legal and still looks like a mistake |
 //!
@@ -36,6 +37,7 @@ mod library;
 mod lints;
 mod order;
 mod params;
+mod retractions;
 mod scaffold;
 mod schema;
 mod suggest;

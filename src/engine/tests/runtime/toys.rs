@@ -45,6 +45,7 @@ impl Operator for Rows {
         let mut outputs = Outputs::new();
         for row in 0..3 {
             let prompt = Prompt {
+                source: "rows".into(),
                 row,
                 epoch: step,
                 prompt_ids: vec![step as u32, row as u32],
@@ -91,6 +92,7 @@ impl Operator for Sampler {
                 step,
                 position: position as u32,
                 origin: "sampler".into(),
+                source: prompt.source.clone(),
                 row: prompt.row,
                 prompt_ids: prompt.prompt_ids.clone(),
                 chosen_ids: prompt.chosen_ids.clone(),
