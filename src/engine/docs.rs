@@ -43,6 +43,9 @@ pub struct PortDoc {
     pub many: bool,
     /// Inputs: whether retractions may arrive. Outputs: whether they may be emitted.
     pub retractions: bool,
+    /// Outputs: the input whose type it takes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub follows: Option<&'static str>,
     /// One line.
     pub description: &'static str,
 }
@@ -122,13 +125,17 @@ impl PortDoc {
             required: port.required,
             many: port.many,
             retractions: port.retractions != Retractions::None,
+            follows: port.follows,
             description: port.doc,
         }
     }
 
     fn traits(&self) -> String {
         let words = [(!self.required, "optional"), (self.many, "many"), (self.retractions, "retractions")];
-        words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect::<Vec<_>>().join(", ")
+        let mut words: Vec<String> =
+            words.iter().filter(|(holds, _)| *holds).map(|(_, word)| (*word).to_owned()).collect();
+        words.extend(self.follows.map(|input| format!("as `{input}` has it")));
+        words.join(", ")
     }
 
     fn heading(&self) -> String {

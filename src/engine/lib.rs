@@ -25,8 +25,8 @@ mod step;
 
 pub use graph::{Edge, Graph, Node, RunSettings};
 pub use operator::{
-    BuildContext, Define, Inputs, Operator, OperatorError, OperatorSpec, Outputs, Placement, PortSpec, Registry,
-    Retractions,
+    BuildContext, Connections, Define, Inputs, Operator, OperatorError, OperatorSpec, Outputs, Placement, PortSpec,
+    Registry, Retractions,
 };
 pub use plan::{NodePlan, PlanContext};
 pub use record::{

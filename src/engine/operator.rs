@@ -108,8 +108,10 @@ pub enum Retractions {
 pub struct PortSpec {
     /// The name used in YAML: `node.port`, or the key under `in`.
     pub name: &'static str,
-    /// Types of records accepted (inputs) or emitted (outputs: exactly one).
+    /// Types of records accepted (inputs) or emitted (outputs: exactly one, unless it follows an input).
     pub types: &'static [PortType],
+    /// Outputs: the input whose type it takes on, one of `types`. What arrives there must then be of one type.
+    pub follows: Option<&'static str>,
     /// Inputs: whether the node is wrong without it.
     pub required: bool,
     /// Inputs: whether several edges may end here (their records are concatenated in the order written).
@@ -123,7 +125,7 @@ pub struct PortSpec {
 impl PortSpec {
     /// A port of one type, required, with a single edge.
     pub const fn new(name: &'static str, types: &'static [PortType], doc: &'static str) -> Self {
-        PortSpec { name, types, required: true, many: false, retractions: Retractions::None, doc }
+        PortSpec { name, types, follows: None, required: true, many: false, retractions: Retractions::None, doc }
     }
 
     /// The same port, which may be left unconnected.
@@ -134,6 +136,11 @@ impl PortSpec {
     /// The same port, which takes any number of edges.
     pub const fn many(self) -> Self {
         PortSpec { many: true, ..self }
+    }
+
+    /// The same output, which has the type of what arrives at an input.
+    pub const fn following(self, input: &'static str) -> Self {
+        PortSpec { follows: Some(input), ..self }
     }
 
     /// The same input, at which retractions are honoured. Without this an edge that may carry them cannot end there.
@@ -149,6 +156,22 @@ impl PortSpec {
     /// The same output, which takes back what it emitted: see [`Define::retracts`].
     pub const fn retracting(self) -> Self {
         PortSpec { retractions: Retractions::Emitted, ..self }
+    }
+}
+
+/// What a node is connected with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// The inputs that edges end at, each with the type that arrives there.
+    pub inputs: Vec<(&'static str, PortType)>,
+    /// The outputs that are read.
+    pub outputs: Vec<&'static str>,
+}
+
+impl Connections {
+    /// The type that arrives at an input, where an edge ends there.
+    pub fn input(&self, port: &str) -> Option<PortType> {
+        self.inputs.iter().find(|(name, _)| *name == port).map(|(_, port_type)| *port_type)
     }
 }
 
@@ -228,6 +251,13 @@ pub trait Define: Operator + Sized + 'static {
         true
     }
 
+    /// What is wrong with a config given what the node is connected with. Asked where [`check`](Self::check) and the
+    /// wiring have no complaint.
+    fn check_connections(config: &Self::Config, connections: &Connections) -> Vec<ConfigIssue> {
+        let _ = (config, connections);
+        Vec::new()
+    }
+
     /// What the node will take.
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
         let _ = (config, context);
@@ -282,6 +312,8 @@ pub struct OperatorSpec {
     pub check: fn(&serde_yaml::Value) -> Vec<ConfigIssue>,
     /// [`Define::retracts`].
     pub retracts: fn(&serde_yaml::Value) -> bool,
+    /// [`Define::check_connections`].
+    pub check_connections: fn(&serde_yaml::Value, &Connections) -> Vec<ConfigIssue>,
     /// [`Define::plan`].
     pub plan: fn(&serde_yaml::Value, &PlanContext) -> Result<NodePlan, OperatorError>,
     /// [`Define::files`].
@@ -308,6 +340,9 @@ impl OperatorSpec {
                 Err(error) => vec![ConfigIssue::new("", error.to_string())],
             },
             retracts: |value| parse(value).is_ok_and(|config| D::retracts(&config)),
+            check_connections: |value, connections| {
+                parse(value).map(|config| D::check_connections(&config, connections)).unwrap_or_default()
+            },
             plan: |value, context| D::plan(&parse(value)?, context),
             files: |value| parse(value).map(|config| D::files(&config)).unwrap_or_default(),
             build: |value, context| {

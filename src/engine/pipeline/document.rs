@@ -13,9 +13,9 @@ use super::params::Params;
 use super::schema::{Validator, blame};
 use super::wiring::{self, Draft};
 use super::yaml::{self, Content, Entry, Yaml};
-use super::{lints, order, retractions};
+use super::{lints, order, retractions, types};
 use crate::graph::{Graph, Node, RunSettings};
-use crate::operator::{OperatorSpec, Registry};
+use crate::operator::{ConfigIssue, OperatorSpec, Registry};
 
 /// The pipeline in the report's text as a graph, and as a flat tree with all parameters filled in; None where something
 /// kept it from being one.
@@ -49,6 +49,9 @@ pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report:
     wiring::connect(&mut drafts, report);
     retractions::check(&drafts, report);
     let order = order::dependency_order(&drafts, report)?;
+    if !report.has_errors() {
+        types::check_connections(&drafts, report);
+    }
     if report.has_errors() {
         return None;
     }
@@ -214,7 +217,7 @@ fn read_node(node: &FlatNode, registry: &Registry, library: &Library, report: &m
     draft.with = entry.value.get("with").cloned().filter(|with| !with.value.is_null());
     draft.op = read_operator(entry, registry, library, &mut draft, report);
     if let Some(op) = draft.op.clone() {
-        check_config(&op, &draft, report);
+        draft.config_is_valid = check_config(&op, &draft, report);
     }
     draft
 }
@@ -250,7 +253,8 @@ fn read_operator(
 }
 
 /// The `with` block against the operator's schema, and where that has no complaint, the operator's own check.
-fn check_config(op: &OperatorSpec, draft: &Draft, report: &mut Report) {
+/// Whether neither has any.
+fn check_config(op: &OperatorSpec, draft: &Draft, report: &mut Report) -> bool {
     let before = report.errors();
     let schema = (op.config_schema)().to_value();
     let nothing = Yaml::new(draft.op_span, Content::Mapping(Vec::new()));
@@ -260,13 +264,24 @@ fn check_config(op: &OperatorSpec, draft: &Draft, report: &mut Report) {
     };
     if !matches!(with.content, Content::Mapping(_) | Content::Invalid) {
         report.error(key, format!("`with` is a mapping, found {}", with.found()));
-        return;
+        return false;
     }
     Validator { root: &schema }.check(with, "", key, report);
     if report.errors() > before || contains_invalid(with) {
-        return;
+        return false;
     }
-    for issue in (op.check)(&with.to_value()) {
+    report_issues(draft, (op.check)(&with.to_value()), report);
+    report.errors() == before
+}
+
+/// Errors for what an operator has to say of its `with` block, each at its key.
+pub(crate) fn report_issues(draft: &Draft, issues: Vec<ConfigIssue>, report: &mut Report) {
+    let nothing = Yaml::new(draft.op_span, Content::Mapping(Vec::new()));
+    let (with, key) = match &draft.with {
+        Some(entry) => (&entry.value, entry.key_span),
+        None => (&nothing, draft.op_span),
+    };
+    for issue in issues {
         let found = look_up(with, &issue.key);
         match found {
             Some(yaml) if issue.message.contains(issue.key.as_str()) => blame(report, yaml, issue.message),

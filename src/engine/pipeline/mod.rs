@@ -12,7 +12,7 @@
 //! | `expand`, `composite_doc` | the flat pipeline as text; the reference pages of composite operators |
 //! | `editor` | the JSON Schema of pipelines |
 //! | `scaffold` | a first pipeline of given operators |
-//! | `wiring` | `in` blocks to typed edges |
+//! | `wiring`, `types` | `in` blocks to typed edges |
 //! | `retractions` | edges over which something may be taken back |
 //! | `order` | dependency order, or the chain of a cycle that nothing delays |
 //! | `lints` | what is legal and still looks like a mistake |
@@ -41,6 +41,7 @@ mod retractions;
 mod scaffold;
 mod schema;
 mod suggest;
+mod types;
 mod wiring;
 mod yaml;
 

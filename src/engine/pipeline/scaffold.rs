@@ -6,6 +6,7 @@ use serde_yaml::{Mapping, Value};
 
 use super::suggest::closest;
 use crate::operator::{OperatorSpec, PortSpec, Registry};
+use crate::record::PortType;
 
 /// A pipeline with these operators, in this order, and with those that they need to have every input connected.
 ///
@@ -93,7 +94,26 @@ impl Draft<'_> {
         let at = self.position(consumer);
         let (before, after) = self.nodes.split_at(at);
         let nearest = before.iter().rev().chain(after.iter().skip(1).rev());
-        nearest.filter_map(|node| Some((node.name.clone(), fitting(&node.spec, input)?))).collect()
+        nearest.filter_map(|node| Some((node.name.clone(), self.fitting(node, input)?))).collect()
+    }
+
+    /// A node's first output that an input can take.
+    fn fitting(&self, node: &Node, input: &PortSpec) -> Option<&'static str> {
+        let fits = |output: &&PortSpec| {
+            let carried = self.carried(node, output);
+            !carried.is_empty() && carried.iter().all(|kind| input.types.contains(kind))
+        };
+        node.spec.outputs.iter().find(fits).map(|output| output.name)
+    }
+
+    /// What an output carries; nothing where it has the type of an input that is not connected yet.
+    fn carried(&self, node: &Node, output: &PortSpec) -> Vec<PortType> {
+        let Some(input) = output.follows else { return output.types.to_vec() };
+        let Some(wire) = node.wires.iter().find(|wire| wire.input == input) else { return Vec::new() };
+        // Connected to a node that was connected before, so that this comes to an end.
+        let emitter = &self.nodes[self.position(&wire.from)];
+        let port = emitter.spec.outputs.iter().find(|port| port.name == wire.output);
+        port.map_or_else(Vec::new, |port| self.carried(emitter, port))
     }
 
     /// The simplest operator that emits what an input takes and does not itself need that.
@@ -135,15 +155,16 @@ impl Draft<'_> {
 
     fn add_sinks(&mut self) -> Result<(), String> {
         let is_read = |node: &Node| self.nodes.iter().any(|other| other.wires.iter().any(|w| w.from == node.name));
-        let unread: Vec<Arc<OperatorSpec>> = self
+        let unread: Vec<Vec<PortType>> = self
             .nodes
             .iter()
             .filter(|node| !node.spec.outputs.is_empty() && !is_read(node))
-            .map(|node| node.spec.clone())
+            .map(|node| node.spec.outputs.iter().flat_map(|output| self.carried(node, output)).collect())
             .collect();
-        for spec in unread {
+        for carried in unread {
             let takes = |sink: &&Arc<OperatorSpec>| {
-                sink.outputs.is_empty() && sink.inputs.iter().any(|input| fitting(&spec, input).is_some())
+                let fits = |input: &PortSpec| carried.iter().any(|kind| input.types.contains(kind));
+                sink.outputs.is_empty() && sink.inputs.iter().any(fits)
             };
             let present = self.nodes.iter().any(|node| takes(&&node.spec) && node.spec.inputs.iter().all(|i| i.many));
             if let Some(sink) = self.registry.iter().find(takes).filter(|_| !present) {
@@ -178,7 +199,7 @@ impl Draft<'_> {
     }
 }
 
-/// An operator's first output that an input can take.
+/// An operator's first output that an input can take, whatever it is connected with.
 fn fitting(spec: &OperatorSpec, input: &PortSpec) -> Option<&'static str> {
     let fits = |output: &&PortSpec| output.types.iter().all(|kind| input.types.contains(kind));
     spec.outputs.iter().find(fits).map(|output| output.name)

@@ -7,11 +7,10 @@ use serde_yaml::Value;
 use super::diagnostic::{Report, Span};
 use super::document::check_keys;
 use super::schema::blame;
-use super::suggest::join_or;
+use super::types::{carried, types};
 use super::yaml::{Content, Entry, Yaml};
 use crate::graph::{Edge, Feedback};
 use crate::operator::{OperatorSpec, PortSpec};
-use crate::record::PortType;
 
 /// A node while it is being read.
 pub(crate) struct Draft {
@@ -23,6 +22,8 @@ pub(crate) struct Draft {
     pub with: Option<Entry>,
     /// The uses of composite operators that it is in, for messages.
     pub uses: Vec<String>,
+    /// Whether the `with` block has no complaint of its own.
+    pub config_is_valid: bool,
     /// The edges that end here, once connected.
     pub wires: Vec<Wire>,
 }
@@ -33,6 +34,8 @@ pub(crate) struct Wire {
     pub from_port: usize,
     pub to_port: usize,
     pub span: Span,
+    /// `node` or `node.port`, as written.
+    pub reference: Yaml,
     pub feedback: Option<Feedback>,
 }
 
@@ -46,6 +49,7 @@ impl Draft {
             input: None,
             with: None,
             uses: Vec::new(),
+            config_is_valid: false,
             wires: Vec::new(),
         }
     }
@@ -68,7 +72,7 @@ pub(crate) fn edges(drafts: &[Draft], order: &[usize]) -> Vec<Edge> {
             from_port: wire.from_port,
             to_node: position[to],
             to_port: wire.to_port,
-            port_type: drafts[wire.from_node].outputs()[wire.from_port].types[0],
+            port_type: carried(drafts, wire.from_node, wire.from_port)[0],
             feedback: wire.feedback,
         })
         .collect()
@@ -81,6 +85,11 @@ pub(crate) fn connect(drafts: &mut [Draft], report: &mut Report) {
         let wires = Connector { drafts, consumer: index }.connect(report);
         drafts[index].wires = wires;
     }
+    // What an output carries may depend on what arrives at its node.
+    for index in 0..drafts.len() {
+        report.set_context(&drafts[index].uses);
+        Connector { drafts, consumer: index }.check_types(report);
+    }
     report.set_context(&[]);
 }
 
@@ -92,9 +101,9 @@ struct Source<'y> {
 }
 
 /// Connects the inputs of one node.
-struct Connector<'d> {
-    drafts: &'d [Draft],
-    consumer: usize,
+pub(super) struct Connector<'d> {
+    pub drafts: &'d [Draft],
+    pub consumer: usize,
 }
 
 impl Connector<'_> {
@@ -113,9 +122,14 @@ impl Connector<'_> {
                 for source in sources {
                     let found = self.resolve(source.reference, report);
                     let (Some((from_node, from_port)), Some(to_port)) = (found, port) else { continue };
-                    let wire =
-                        Wire { from_node, from_port, to_port, span: source.reference.span, feedback: source.feedback };
-                    self.check_type(&wire, source.reference, report);
+                    let wire = Wire {
+                        from_node,
+                        from_port,
+                        to_port,
+                        span: source.reference.span,
+                        reference: source.reference.clone(),
+                        feedback: source.feedback,
+                    };
                     self.check_duplicate(&wire, &wires, report);
                     wires.push(wire);
                 }
@@ -192,7 +206,7 @@ impl Connector<'_> {
         port.map(|port| (index, port))
     }
 
-    fn input(&self, port: usize) -> Option<(&OperatorSpec, &PortSpec)> {
+    pub fn input(&self, port: usize) -> Option<(&OperatorSpec, &PortSpec)> {
         let op = self.drafts[self.consumer].op.as_ref()?;
         Some((op, op.inputs.get(port)?))
     }
@@ -205,28 +219,6 @@ impl Connector<'_> {
         }
         if count == 0 && matches!(&value.content, Content::Sequence(items) if items.is_empty()) && input.required {
             report.error(value.span, format!("the input `{}` of `{}` needs an edge", input.name, op.name));
-        }
-    }
-
-    fn check_type(&self, wire: &Wire, reference: &Yaml, report: &mut Report) {
-        let Some((op, input)) = self.input(wire.to_port) else { return };
-        let from = &self.drafts[wire.from_node];
-        let output = &from.outputs()[wire.from_port];
-        if output.types.iter().all(|kind| input.types.contains(kind)) {
-            return;
-        }
-        let expected = types(input.types);
-        let message = format!(
-            "`{}.{}` carries {}, but the input `{}` of `{}` takes {expected}",
-            from.name,
-            output.name,
-            types(output.types),
-            input.name,
-            op.name,
-        );
-        let diagnostic = blame(report, reference, message).label(format!("expected {expected}"));
-        if let Some(candidates) = self.candidates(input) {
-            diagnostic.help(candidates);
         }
     }
 
@@ -257,24 +249,6 @@ impl Connector<'_> {
             }
         }
     }
-
-    /// Outputs in the pipeline that the input could take.
-    fn candidates(&self, input: &PortSpec) -> Option<String> {
-        let others = self.drafts.iter().enumerate().filter(|(index, _)| *index != self.consumer);
-        let names: Vec<String> = others
-            .flat_map(|(_, draft)| {
-                let fitting = draft.outputs().iter().filter(|o| o.types.iter().all(|kind| input.types.contains(kind)));
-                fitting.map(|output| format!("`{}.{}`", draft.name, output.name))
-            })
-            .collect();
-        let carry = if names.len() == 1 { "carries" } else { "carry" };
-        (!names.is_empty())
-            .then(|| format!("{} {carry} {}", join_or(&names).replace(" or ", " and "), types(input.types)))
-    }
-}
-
-fn types(types: &[PortType]) -> String {
-    join_or(&types.iter().map(PortType::to_string).collect::<Vec<_>>())
 }
 
 /// The sources written for one input: a name, a `{from, feedback}`, or a list of these.

@@ -8,3 +8,4 @@ mod graph;
 mod params;
 mod plan;
 mod toy;
+mod types;
