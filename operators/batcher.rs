@@ -57,7 +57,8 @@ sorts a step's pairs by the length of their longer side first.
 Metrics: `batcher/pairs`; `batcher/batches`; `batcher/truncated`, the number of responses cut; `batcher/padding`, the share \
 of positions that padding to the longest response of each batch takes.
 
-State: none.
+State: none. It holds nothing that could be taken back: retractions concern earlier steps, whose batches have been learned \
+from. A `replay_buffer` before it is where they have an effect.
 
 Errors: a prompt alone has `max_length` tokens or more, so that a response would be empty.";
     const EXAMPLE: &'static str = "\
@@ -69,7 +70,8 @@ batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048
         &[PortType::Pairs, PortType::Prompts],
         "pairs, or prompts with their answers; any number of nodes",
     )
-    .many()];
+    .many()
+    .honouring_retractions()];
     const OUTPUTS: &'static [PortSpec] = &[
         PortSpec::new("batches", &[PortType::Batches], "the pairs of the step"),
         PortSpec::new("metrics", &[PortType::Metrics], "counts and padding"),

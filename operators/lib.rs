@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`data`] | reading rows of data sets and tokenizing them |
 //! | [`prompt_source`] | data rows, a batch a step |
+//! | [`sampler`] | whole responses |
 //! | [`segment_sampler`], [`rewrite`], [`segments`] | rejected responses: segments of answers rewritten by a model |
 //! | [`replay_buffer`] | the newest pairs, and draws from them |
 //! | [`batcher`] | pairs gathered into batches of bounded length |
 //! | [`mod@reference`] | a reference model's log-probabilities |
+//! | [`relational`] | collections of records, maintained by differential dataflow |
 //! | [`preference_learner`], [`learner_config`] | updates of the policy |
 //! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
 //! | [`evaluator`], `sums` | held-out rows |
@@ -32,9 +34,12 @@ pub mod metrics_sink;
 pub mod preference_learner;
 pub mod prompt_source;
 pub mod reference;
+pub mod relational;
 pub mod replay_buffer;
+mod replay_statistics;
 pub mod rewrite;
 pub mod sample_sink;
+pub mod sampler;
 pub mod segment_sampler;
 pub mod segments;
 pub mod state;
@@ -47,13 +52,23 @@ pub mod weights;
 use sapo_flow_engine::{OperatorSpec, Registry};
 
 pub use error::Error;
+use relational::{Relational, antijoin, best_worst, count_by, distinct, join, semijoin, top_k, window};
 
 /// All operators. Validation, help, JSON Schema and runs read this list.
 pub fn registry() -> Registry {
     Registry::new(vec![
         OperatorSpec::of::<prompt_source::PromptSource>(),
         OperatorSpec::of::<segment_sampler::SegmentSampler>(),
+        OperatorSpec::of::<sampler::Sampler>(),
         OperatorSpec::of::<replay_buffer::ReplayBuffer>(),
+        OperatorSpec::of::<Relational<window::Window>>(),
+        OperatorSpec::of::<Relational<distinct::Distinct>>(),
+        OperatorSpec::of::<Relational<count_by::CountBy>>(),
+        OperatorSpec::of::<Relational<top_k::TopK>>(),
+        OperatorSpec::of::<Relational<join::Join>>(),
+        OperatorSpec::of::<Relational<semijoin::Semijoin>>(),
+        OperatorSpec::of::<Relational<antijoin::Antijoin>>(),
+        OperatorSpec::of::<Relational<best_worst::BestWorst>>(),
         OperatorSpec::of::<batcher::Batcher>(),
         OperatorSpec::of::<reference::Reference>(),
         OperatorSpec::of::<preference_learner::PreferenceLearner>(),

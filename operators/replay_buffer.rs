@@ -3,22 +3,23 @@
 //! SAPO (arXiv 2405.20830), section 3.3: first in, first out; pairs drawn often are drawn less, p proportional to
 //! 1 / (1 + times drawn).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use differential_dataflow::operators::count::CountTotal;
-use sapo_flow_engine::operator::{ConfigIssue, Define, RecordStream, View};
+use indexmap::IndexMap;
+use sapo_flow_engine::operator::{ConfigIssue, Define, View};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
-use sapo_flow_engine::record::{Change, Metrics, Pair, PortType, Record};
-use sapo_flow_engine::runtime::view;
+use sapo_flow_engine::record::{Change, Pair, PortType, Record, Retracted, Retraction};
+use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, PortSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::draws::Draws;
+use crate::replay_statistics::{retracted_change, statistics};
 
 /// How pairs are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -69,11 +70,22 @@ impl Entry {
     }
 }
 
+/// What a snapshot holds.
+#[derive(Serialize, Deserialize)]
+struct State {
+    entries: VecDeque<Entry>,
+    retracted: u64,
+}
+
 /// See the [module](self).
 pub struct ReplayBuffer {
     config: ReplayBufferConfig,
     random: Draws,
     entries: VecDeque<Entry>,
+    /// Pairs taken back so far.
+    retracted: u64,
+    node: String,
+    events: EventSender,
     /// Whether the view has yet to learn of what a checkpoint brought.
     unannounced: bool,
 }
@@ -123,6 +135,39 @@ impl ReplayBuffer {
         }
     }
 
+    /// Drop what a retraction concerns: of one pair that came several times, the newest; of a row, all pairs.
+    fn retract(&mut self, of: &Retracted, outputs: &mut Outputs) -> usize {
+        let mut concerned: Vec<usize> =
+            (0..self.entries.len()).filter(|index| of.concerns_pair(&self.entries[*index].pair)).collect();
+        if matches!(of, Retracted::Record { .. }) {
+            concerned.drain(..concerned.len().saturating_sub(1));
+        }
+        for index in concerned.iter().rev() {
+            if let Some(entry) = self.entries.remove(*index) {
+                outputs.push(View::CHANGES, entry.change(-1));
+            }
+        }
+        concerned.len()
+    }
+
+    /// Honour a step's retractions, and tell people of those that have a reason: how many pairs left because of it.
+    fn honour(&mut self, retractions: Vec<Retraction>, outputs: &mut Outputs) {
+        let mut reasons: IndexMap<String, usize> = IndexMap::new();
+        for Retraction { of, because, .. } in retractions {
+            let left = self.retract(&of, outputs);
+            self.retracted += left as u64;
+            outputs.push(View::CHANGES, retracted_change(left as u64));
+            if let Some(because) = because {
+                *reasons.entry(because).or_default() += left;
+            }
+        }
+        for (because, pairs) in reasons {
+            let pairs = if pairs == 1 { "1 pair".into() } else { format!("{pairs} pairs") };
+            let message = format!("{pairs} left the buffer: {because}");
+            self.events.send(Event::Note { node: self.node.clone(), message });
+        }
+    }
+
     /// Emit the drawn pairs and count the draws.
     fn emit(&mut self, drawn: Vec<usize>, outputs: &mut Outputs) {
         for &index in &drawn {
@@ -153,7 +198,9 @@ impl Operator for ReplayBuffer {
             for entry in &self.entries {
                 outputs.push(View::CHANGES, entry.change(1));
             }
+            outputs.push(View::CHANGES, retracted_change(self.retracted));
         }
+        self.honour(inputs.retractions("pairs"), &mut outputs);
         for pair in inputs.pairs("pairs") {
             self.insert(step, pair, &mut outputs);
         }
@@ -164,62 +211,17 @@ impl Operator for ReplayBuffer {
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
         let path = directory.join(ENTRIES);
-        Ok(fs::write(&path, serde_json::to_vec(&self.entries)?).map_err(Error::io(&path))?)
+        let state = State { entries: self.entries.clone(), retracted: self.retracted };
+        Ok(fs::write(&path, serde_json::to_vec(&state)?).map_err(Error::io(&path))?)
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
         let path = directory.join(ENTRIES);
-        self.entries = serde_json::from_slice(&fs::read(&path).map_err(Error::io(&path))?)?;
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        State { entries: self.entries, retracted: self.retracted } = serde_json::from_slice(&text)?;
         self.unannounced = true;
         Ok(())
     }
-}
-
-/// Ages and draw counts of the buffer's pairs, counted by differential dataflow and summed up once a step.
-fn statistics(changes: RecordStream<'_>) -> RecordStream<'_> {
-    let entries = view::collection(changes.clone());
-    let by_step =
-        entries.clone().map(|entry| entry[0]).count_total().map(|(step, count)| (Histogram::Inserted, step, count));
-    let by_draws = entries.map(|entry| entry[1]).count_total().map(|(drawn, count)| (Histogram::Drawn, drawn, count));
-    view::running(changes, by_step.concat(by_draws), |step, bars| Record::Metrics(Arc::new(summary(step, bars))))
-}
-
-/// The two histograms kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-enum Histogram {
-    /// Pairs by the step they came in.
-    Inserted,
-    /// Pairs by how often they were drawn.
-    Drawn,
-}
-
-/// The histograms as metrics. Ages are in steps.
-fn summary(step: u64, bars: &BTreeMap<(Histogram, u64, isize), isize>) -> Metrics {
-    let mut metrics = Metrics::default();
-    let mut set = |name: String, value: f64| metrics.values.insert(format!("buffer/{name}"), value);
-    let bars_of = |wanted: Histogram| {
-        bars.keys().filter(move |(histogram, ..)| *histogram == wanted).map(|(_, value, count)| (*value, *count as u64))
-    };
-    let size: u64 = bars_of(Histogram::Inserted).map(|(_, count)| count).sum();
-    set("size".into(), size as f64);
-    if size > 0 {
-        let mean = |histogram| bars_of(histogram).map(|(value, count)| value * count).sum::<u64>() as f64 / size as f64;
-        let oldest = bars_of(Histogram::Inserted).map(|(inserted, _)| inserted).min().unwrap_or(step);
-        set("age_mean".into(), step as f64 - mean(Histogram::Inserted));
-        set("age_max".into(), (step - oldest) as f64);
-        set("drawn_mean".into(), mean(Histogram::Drawn));
-    }
-    // A histogram with bars for 0, 1, 2 and 3 or more draws, and for ages by powers of two.
-    for (name, from, to) in [("0", 0, 0), ("1", 1, 1), ("2", 2, 2), ("3_or_more", 3, u64::MAX)] {
-        let count: u64 =
-            bars_of(Histogram::Drawn).filter(|(drawn, _)| (from..=to).contains(drawn)).map(|bar| bar.1).sum();
-        set(format!("drawn/{name}"), count as f64);
-    }
-    for (name, from, to) in [("0", 0, 0), ("1_to_7", 1, 7), ("8_to_63", 8, 63), ("64_or_more", 64, u64::MAX)] {
-        let bars = bars_of(Histogram::Inserted).filter(|(inserted, _)| (from..=to).contains(&(step - inserted)));
-        set(format!("age/{name}"), bars.map(|bar| bar.1).sum::<u64>() as f64);
-    }
-    metrics
 }
 
 impl Define for ReplayBuffer {
@@ -230,8 +232,11 @@ Pairs enter first in, first out. At each step, after that step's pairs have ente
 while the buffer holds fewer): with replacement, p proportional to 1 / (1 + times drawn) for `inverse_count`; with
 replacement, all alike, for `uniform`; the oldest, which then leave, for `fifo`.
 
+When a pair is taken back, or the row that it stems from, it leaves the buffer at once, its draws with it; people are told how \
+many pairs left where an edit of the data is the reason. What has been drawn before is not called back.
+
 State: the pairs, the step each came in, and how often each was drawn; all of it is in checkpoints.
-Metrics: buffer/size, buffer/age_mean and buffer/age_max (steps), buffer/drawn_mean, and histograms of draw counts
+Metrics: buffer/size, buffer/retracted (pairs taken back so far), buffer/age_mean and buffer/age_max (steps), buffer/drawn_mean, and histograms of draw counts
 (buffer/drawn/...) and ages (buffer/age/...), after the step's draws. They are maintained incrementally from the
 insertions and removals, by differential dataflow.";
     const EXAMPLE: &'static str = "\
@@ -241,7 +246,8 @@ replay:
   in: prompts.pairs
   with: {capacity: 2000, sampling: inverse_count, draws: 8}
 ";
-    const INPUTS: &'static [PortSpec] = &[PortSpec::new("pairs", &[PortType::Pairs], "Pairs to keep.").many()];
+    const INPUTS: &'static [PortSpec] =
+        &[PortSpec::new("pairs", &[PortType::Pairs], "Pairs to keep.").many().honouring_retractions()];
     const OUTPUTS: &'static [PortSpec] = &[
         PortSpec::new("pairs", &[PortType::Pairs], "The pairs drawn."),
         PortSpec::new("metrics", &[PortType::Metrics], "buffer/*: size, ages, draw counts."),
@@ -266,7 +272,15 @@ replay:
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let random = Draws::new(context.run.seed, context.node);
-        Ok(ReplayBuffer { config, random, entries: VecDeque::new(), unannounced: false })
+        Ok(ReplayBuffer {
+            config,
+            random,
+            entries: VecDeque::new(),
+            retracted: 0,
+            node: context.node.into(),
+            events: context.events.clone(),
+            unannounced: false,
+        })
     }
 }
 
@@ -277,7 +291,15 @@ mod tests {
 
     fn buffer(capacity: usize, sampling: Sampling, draws: usize) -> ReplayBuffer {
         let config = ReplayBufferConfig { capacity, sampling, draws };
-        ReplayBuffer { config, random: Draws::new(1, "replay"), entries: VecDeque::new(), unannounced: false }
+        ReplayBuffer {
+            config,
+            random: Draws::new(1, "replay"),
+            entries: VecDeque::new(),
+            retracted: 0,
+            node: "replay".into(),
+            events: EventSender::sink(),
+            unannounced: false,
+        }
     }
 
     fn pair(id: u64) -> Arc<Pair> {
@@ -366,33 +388,5 @@ mod tests {
         restored.restore(directory.path()).expect("readable");
         assert_eq!(restored.draw(7), original.draw(7));
         assert_eq!(restored.probabilities(), original.probabilities());
-    }
-
-    #[test]
-    fn histograms_sum_up_by_hand() {
-        // At step 10: two pairs from step 10, drawn 0 times; one from step 4, drawn 5 times; one from step 0, twice.
-        let bars = [
-            (Histogram::Inserted, 0, 1),
-            (Histogram::Inserted, 4, 1),
-            (Histogram::Inserted, 10, 2),
-            (Histogram::Drawn, 0, 2),
-            (Histogram::Drawn, 2, 1),
-            (Histogram::Drawn, 5, 1),
-        ];
-        let metrics = summary(10, &bars.into_iter().map(|bar| (bar, 1)).collect());
-        for (name, value) in [
-            ("size", 4.0),
-            ("age_mean", 4.0),
-            ("age_max", 10.0),
-            ("drawn_mean", 1.75),
-            ("drawn/0", 2.0),
-            ("drawn/2", 1.0),
-            ("drawn/3_or_more", 1.0),
-            ("age/0", 2.0),
-            ("age/1_to_7", 1.0),
-            ("age/8_to_63", 1.0),
-        ] {
-            assert_eq!(metrics.values[&format!("buffer/{name}")], value, "{name}");
-        }
     }
 }

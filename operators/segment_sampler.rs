@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
-use sapo_flow_engine::record::{Metrics, Pair, PortType, Record};
+use sapo_flow_engine::record::{Metrics, Pair, PortType, Record, Retraction};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
 use sapo_flow_training::model::Compute;
@@ -105,6 +105,9 @@ impl Operator for SegmentSampler {
 
     fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         let mut outputs = Outputs::new();
+        for retraction in inputs.retractions("prompts") {
+            outputs.push("pairs", Record::Retraction(Retraction { port_type: PortType::Pairs, ..retraction }));
+        }
         let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
         let prompts = inputs.prompts("prompts");
         if !step.is_multiple_of(self.sample_every) || prompts.is_empty() {
@@ -158,6 +161,7 @@ up to max_length.
 
 The weights come over a feedback edge from the EMA model (SAPO), the learner (on-policy) or anything else that emits
 weights. All random draws are functions of (seed, node, step, response, token).
+When a row is taken back, so are the pairs that were made of it.
 
 State: none. Errors: none of its own; a prompt and answer that are too long are cut (`max_length`).
 Metrics: NODE/generated_tokens, NODE/ended_share (responses that ended in EOS), NODE/tokens/s.";
@@ -174,11 +178,14 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2-135m
 ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
 ";
     const INPUTS: &'static [PortSpec] = &[
-        PortSpec::new("prompts", &[PortType::Prompts], "Prompts with the answers to rewrite.").many(),
+        PortSpec::new("prompts", &[PortType::Prompts], "Prompts with the answers to rewrite.")
+            .many()
+            .honouring_retractions(),
         PortSpec::new("weights", &[PortType::Weights], "The model that writes."),
     ];
     const OUTPUTS: &'static [PortSpec] = &[
-        PortSpec::new("pairs", &[PortType::Pairs], "The answer as chosen, the rewritten one as rejected."),
+        PortSpec::new("pairs", &[PortType::Pairs], "The answer as chosen, the rewritten one as rejected.")
+            .passing_retractions(),
         PortSpec::new("metrics", &[PortType::Metrics], "Tokens generated, and how fast."),
     ];
     const PLACEMENT: Placement = Placement::Device;

@@ -9,6 +9,7 @@
 //! | [`operator`] | what an operator is, and the registry of them |
 //! | [`pipeline`] | YAML to graph: parsing, parameters, validation, diagnostics |
 //! | [`graph`] | the lowered graph, drawn as mermaid or dot |
+//! | [`relation`] | operators that are dataflow: collections in, collections out |
 //! | [`plan`] | what a run will take, before it is begun |
 //! | [`docs`] | the reference pages of operators |
 //! | [`runtime`] | the graph as a timely dataflow: steps, feedback, device threads, checkpoints |
@@ -19,7 +20,9 @@ pub mod graph;
 pub mod operator;
 pub mod pipeline;
 pub mod plan;
+mod port;
 pub mod record;
+pub mod relation;
 pub mod runtime;
 mod step;
 

@@ -12,7 +12,9 @@ use serde::de::DeserializeOwned;
 
 use crate::graph::RunSettings;
 use crate::plan::{NodePlan, PlanContext};
-use crate::record::{PortType, Record};
+pub use crate::port::{Connections, PortSpec, Retractions};
+use crate::record::Record;
+use crate::relation::{Element, Relation};
 use crate::runtime::event::EventSender;
 pub use crate::step::{Inputs, Outputs};
 
@@ -53,6 +55,11 @@ pub trait Operator: Send {
         Ok(())
     }
 
+    /// Operators with a [`Relation`]: the elements that their dataflow begins with, after [`restore`](Self::restore).
+    fn elements(&self) -> Vec<Element> {
+        Vec::new()
+    }
+
     /// Called once after the last step of a completed run (not when interrupted).
     fn finish(&mut self) -> Result<(), OperatorError> {
         Ok(())
@@ -87,92 +94,6 @@ pub struct View {
 impl View {
     /// The hidden output an operator with a view emits its changes on.
     pub const CHANGES: &'static str = "(changes)";
-}
-
-/// What a port has to do with [`Retraction`](crate::record::Retraction)s.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retractions {
-    /// An input that must not be sent any; an output that never carries any.
-    None,
-    /// An input whose operator takes back what it holds of the record, and passes the retraction on where it has emitted
-    /// something that stems from it.
-    Honoured,
-    /// An output that carries retractions when one of the node's inputs does.
-    PassedOn,
-    /// An output that may take back what it emitted, where [`Define::retracts`] says so.
-    Emitted,
-}
-
-/// An input or output of an operator.
-#[derive(Clone, Copy, Debug)]
-pub struct PortSpec {
-    /// The name used in YAML: `node.port`, or the key under `in`.
-    pub name: &'static str,
-    /// Types of records accepted (inputs) or emitted (outputs: exactly one, unless it follows an input).
-    pub types: &'static [PortType],
-    /// Outputs: the input whose type it takes on, one of `types`. What arrives there must then be of one type.
-    pub follows: Option<&'static str>,
-    /// Inputs: whether the node is wrong without it.
-    pub required: bool,
-    /// Inputs: whether several edges may end here (their records are concatenated in the order written).
-    pub many: bool,
-    /// Whether retractions may arrive here, or be emitted.
-    pub retractions: Retractions,
-    /// One line for people.
-    pub doc: &'static str,
-}
-
-impl PortSpec {
-    /// A port of one type, required, with a single edge.
-    pub const fn new(name: &'static str, types: &'static [PortType], doc: &'static str) -> Self {
-        PortSpec { name, types, follows: None, required: true, many: false, retractions: Retractions::None, doc }
-    }
-
-    /// The same port, which may be left unconnected.
-    pub const fn optional(self) -> Self {
-        PortSpec { required: false, ..self }
-    }
-
-    /// The same port, which takes any number of edges.
-    pub const fn many(self) -> Self {
-        PortSpec { many: true, ..self }
-    }
-
-    /// The same output, which has the type of what arrives at an input.
-    pub const fn following(self, input: &'static str) -> Self {
-        PortSpec { follows: Some(input), ..self }
-    }
-
-    /// The same input, at which retractions are honoured. Without this an edge that may carry them cannot end there.
-    pub const fn honouring_retractions(self) -> Self {
-        PortSpec { retractions: Retractions::Honoured, ..self }
-    }
-
-    /// The same output, which passes on the retractions that arrive.
-    pub const fn passing_retractions(self) -> Self {
-        PortSpec { retractions: Retractions::PassedOn, ..self }
-    }
-
-    /// The same output, which takes back what it emitted: see [`Define::retracts`].
-    pub const fn retracting(self) -> Self {
-        PortSpec { retractions: Retractions::Emitted, ..self }
-    }
-}
-
-/// What a node is connected with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Connections {
-    /// The inputs that edges end at, each with the type that arrives there.
-    pub inputs: Vec<(&'static str, PortType)>,
-    /// The outputs that are read.
-    pub outputs: Vec<&'static str>,
-}
-
-impl Connections {
-    /// The type that arrives at an input, where an edge ends there.
-    pub fn input(&self, port: &str) -> Option<PortType> {
-        self.inputs.iter().find(|(name, _)| *name == port).map(|(_, port_type)| *port_type)
-    }
 }
 
 /// Something wrong with a value under `with` that its type alone cannot tell.
@@ -235,6 +156,8 @@ pub trait Define: Operator + Sized + 'static {
     const PLACEMENT: Placement = Placement::Worker;
     /// A part of the operator that is dataflow itself: see [`View`].
     const VIEW: Option<View> = None;
+    /// For an operator that is dataflow: see [`Relation`].
+    const RELATION: Option<Relation> = None;
     /// The keys under `with`: `deny_unknown_fields`, a doc comment and (unless required) a default on every field.
     type Config: DeserializeOwned + JsonSchema;
 
@@ -306,6 +229,8 @@ pub struct OperatorSpec {
     pub placement: Placement,
     /// See [`Define::VIEW`].
     pub view: Option<View>,
+    /// See [`Define::RELATION`].
+    pub relation: Option<Relation>,
     /// JSON Schema of the keys under `with`.
     pub config_schema: fn() -> Schema,
     /// Deserialize and [`Define::check`].
@@ -334,19 +259,20 @@ impl OperatorSpec {
             outputs: D::OUTPUTS,
             placement: D::PLACEMENT,
             view: D::VIEW,
+            relation: D::RELATION,
             config_schema: || schemars::schema_for!(D::Config),
-            check: |value| match parse::<D::Config>(value) {
+            check: |value| match config_of::<D::Config>(value) {
                 Ok(config) => D::check(&config),
                 Err(error) => vec![ConfigIssue::new("", error.to_string())],
             },
-            retracts: |value| parse(value).is_ok_and(|config| D::retracts(&config)),
+            retracts: |value| config_of(value).is_ok_and(|config| D::retracts(&config)),
             check_connections: |value, connections| {
-                parse(value).map(|config| D::check_connections(&config, connections)).unwrap_or_default()
+                config_of(value).map(|config| D::check_connections(&config, connections)).unwrap_or_default()
             },
-            plan: |value, context| D::plan(&parse(value)?, context),
-            files: |value| parse(value).map(|config| D::files(&config)).unwrap_or_default(),
+            plan: |value, context| D::plan(&config_of(value)?, context),
+            files: |value| config_of(value).map(|config| D::files(&config)).unwrap_or_default(),
             build: |value, context| {
-                let operator = D::build(parse(value)?, context)?;
+                let operator = D::build(config_of(value)?, context)?;
                 let steps_per_epoch = operator.steps_per_epoch();
                 Ok(Built { operator: Box::new(operator), steps_per_epoch })
             },
@@ -355,7 +281,10 @@ impl OperatorSpec {
 }
 
 /// A `with` block as an operator's config; an absent block is an empty one.
-fn parse<C: DeserializeOwned>(value: &serde_yaml::Value) -> Result<C, serde_yaml::Error> {
+///
+/// # Errors
+/// Where the block is none of this type; validation has made sure of that for the nodes of a graph.
+pub fn config_of<C: DeserializeOwned>(value: &serde_yaml::Value) -> Result<C, serde_yaml::Error> {
     match value {
         serde_yaml::Value::Null => serde_yaml::from_value(serde_yaml::Value::Mapping(Default::default())),
         value => serde_yaml::from_value(value.clone()),

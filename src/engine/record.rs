@@ -76,6 +76,27 @@ impl Record {
     }
 }
 
+impl Record {
+    /// The source and the index of the data row that this stems from, where it is a prompt, a sample or a pair.
+    pub fn row(&self) -> Option<(&str, u64)> {
+        match self {
+            Record::Prompt(prompt) => Some((&prompt.source, prompt.row)),
+            Record::Sample(sample) => Some((&sample.source, sample.row)),
+            Record::Pair(pair) => Some((&pair.source, pair.row)),
+            _ => None,
+        }
+    }
+
+    /// By which a retraction names this one record: origin, step and position of a sample or pair.
+    pub fn identity(&self) -> Option<(&str, u64, u32)> {
+        match self {
+            Record::Sample(sample) => Some((&sample.origin, sample.step, sample.position)),
+            Record::Pair(pair) => Some((&pair.origin, pair.step, pair.position)),
+            _ => None,
+        }
+    }
+}
+
 /// A tokenized row of a data set: a prompt and the answer to learn from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
@@ -161,20 +182,31 @@ pub enum Retracted {
 }
 
 impl Retracted {
+    /// Whether this is about a prompt, a sample or a pair.
+    pub fn concerns(&self, record: &Record) -> bool {
+        match self {
+            Retracted::Row { source, row } => record.row() == Some((source, *row)),
+            Retracted::Record { origin, step, position } => record.identity() == Some((origin, *step, *position)),
+        }
+    }
+
     /// Whether this is about a pair.
     pub fn concerns_pair(&self, pair: &Pair) -> bool {
-        self.concerns((&pair.source, pair.row), (&pair.origin, pair.step, pair.position))
+        match self {
+            Retracted::Row { source, row } => (source, *row) == (&pair.source, pair.row),
+            Retracted::Record { origin, step, position } => {
+                (origin, *step, *position) == (&pair.origin, pair.step, pair.position)
+            }
+        }
     }
 
     /// Whether this is about a sample.
     pub fn concerns_sample(&self, sample: &Sample) -> bool {
-        self.concerns((&sample.source, sample.row), (&sample.origin, sample.step, sample.position))
-    }
-
-    fn concerns(&self, row_of: (&str, u64), record_of: (&str, u64, u32)) -> bool {
         match self {
-            Retracted::Row { source, row } => (source.as_str(), *row) == row_of,
-            Retracted::Record { origin, step, position } => (origin.as_str(), *step, *position) == record_of,
+            Retracted::Row { source, row } => (source, *row) == (&sample.source, sample.row),
+            Retracted::Record { origin, step, position } => {
+                (origin, *step, *position) == (&sample.origin, sample.step, sample.position)
+            }
         }
     }
 }

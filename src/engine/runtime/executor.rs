@@ -16,6 +16,7 @@ use timely::scheduling::SyncActivator;
 use super::RunError;
 use crate::operator::{Inputs, Operator, OperatorError, Outputs};
 use crate::record::Record;
+use crate::relation::Element;
 
 /// One call of an operator.
 pub enum Job {
@@ -29,6 +30,8 @@ pub enum Job {
     Step(u64, Inputs),
     /// [`Operator::snapshot`] after so many steps.
     Snapshot(u64, PathBuf),
+    /// [`Operator::elements`].
+    Elements,
     /// [`Operator::finish`].
     Finish,
 }
@@ -42,6 +45,8 @@ pub enum Answer {
     Started(Outputs),
     /// Of a reattach.
     Reattached(Record),
+    /// Of elements.
+    Elements(Vec<Element>),
     /// Of a step, with the time it took.
     Stepped(u64, Outputs, Duration),
     /// Of a snapshot after so many steps.
@@ -59,6 +64,7 @@ fn perform(operator: &mut dyn Operator, job: Job) -> Result<Answer, OperatorErro
             operator.step(step, inputs).map(|outputs| Answer::Stepped(step, outputs, began.elapsed()))
         }
         Job::Snapshot(step, directory) => operator.snapshot(&directory).map(|()| Answer::Snapshotted(step)),
+        Job::Elements => Ok(Answer::Elements(operator.elements())),
         Job::Finish => operator.finish().map(|()| Answer::Done),
     }));
     outcome.unwrap_or_else(|panic| Err(format!("panicked: {}", panic_message(&*panic)).into()))

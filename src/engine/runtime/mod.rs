@@ -11,6 +11,7 @@
 //! | [`render`] | nodes and edges to timely operators |
 //! | [`control`] | what all nodes share: pacing, the last step, failure, busy times |
 //! | [`checkpoint`] | consistent cuts on disk |
+//! | [`relation`] | operators that are dataflow: records to collections, and changes back |
 //! | [`view`] | building blocks of views, on differential dataflow |
 //! | [`event`] | what a run tells those who watch it |
 
@@ -19,6 +20,7 @@ pub mod control;
 pub mod event;
 pub mod executor;
 pub mod node;
+pub mod relation;
 pub mod render;
 pub mod view;
 
@@ -252,7 +254,9 @@ fn start(
             return Err(fail("start gave no outputs".into()));
         };
         started.push(outputs);
-        runners.push(NodeRunner::new(graph, index, executor, control.clone(), checkpointer.clone()));
+        let mut runner = NodeRunner::new(graph, index, executor, control.clone(), checkpointer.clone());
+        runner.recall_elements()?;
+        runners.push(runner);
         options.events.send(Event::NodeStarted { node: node.name.clone(), took: began.elapsed() });
     }
     for (edge_index, edge) in graph.edges.iter().enumerate() {

@@ -7,13 +7,16 @@ use super::RunError;
 use super::checkpoint::Checkpointer;
 use super::control::Control;
 use super::executor::{Answer, Executor, Job};
+use super::relation::Beginning;
 use crate::graph::Graph;
 use crate::operator::{Inputs, OperatorError, Outputs};
 use crate::record::Record;
+use crate::relation::Relation;
 
 /// An edge that ends at a node.
 struct Incoming {
-    edge: usize,
+    /// Its index in the graph; none for those that carry the changes of a relation.
+    edge: Option<usize>,
     port: usize,
 }
 
@@ -35,6 +38,8 @@ pub struct NodeRunner {
     incoming: Vec<Incoming>,
     outgoing_feedback: Vec<Outgoing>,
     paced: bool,
+    /// What the dataflow of a relation begins with, until it is built.
+    beginning: Option<Beginning>,
     stash: BTreeMap<u64, Vec<Vec<Record>>>,
     next_submit: u64,
     next_emit: u64,
@@ -56,12 +61,21 @@ impl NodeRunner {
         let incoming = graph.edges.iter().enumerate().filter(|(_, edge)| edge.to_node == index);
         let outgoing = graph.edges.iter().enumerate().filter(|(_, edge)| edge.from_node == index);
         let first_step = control.completed();
+        let mut ports: Vec<&'static str> = node.op.inputs.iter().map(|port| port.name).collect();
+        let mut edges: Vec<Incoming> =
+            incoming.clone().map(|(edge, to)| Incoming { edge: Some(edge), port: to.to_port }).collect();
+        if node.op.relation.is_some() {
+            for hidden in [Relation::ELEMENTS, Relation::RESULTS] {
+                edges.push(Incoming { edge: None, port: ports.len() });
+                ports.push(hidden);
+            }
+        }
         NodeRunner {
             name: node.name.clone(),
             executor,
             index,
-            ports: node.op.inputs.iter().map(|port| port.name).collect(),
-            incoming: incoming.clone().map(|(edge, to)| Incoming { edge, port: to.to_port }).collect(),
+            ports,
+            incoming: edges,
             outgoing_feedback: outgoing
                 .filter(|(_, edge)| edge.feedback.is_some())
                 .map(|(edge, from)| Outgoing {
@@ -71,6 +85,7 @@ impl NodeRunner {
                 })
                 .collect(),
             paced: incoming.clone().all(|(_, edge)| edge.feedback.is_some()),
+            beginning: node.op.relation.is_some().then(|| Beginning { first_step, ..Beginning::default() }),
             stash: BTreeMap::new(),
             next_submit: first_step,
             next_emit: first_step,
@@ -107,11 +122,32 @@ impl NodeRunner {
 
     /// Records in flight on a feedback edge when the run begins: the n-th entry is for the n-th step.
     pub fn preload(&mut self, edge: usize, in_flight: Vec<Vec<Record>>) {
-        if let Some(position) = self.incoming.iter().position(|incoming| incoming.edge == edge) {
+        if let Some(position) = self.incoming.iter().position(|incoming| incoming.edge == Some(edge)) {
             for (step, records) in (self.next_submit..).zip(in_flight) {
+                if let Some(beginning) = &mut self.beginning {
+                    beginning.in_flight.push((position, step, records.clone()));
+                }
                 self.receive(step, position, records);
             }
         }
+    }
+
+    /// For a node with a relation: ask its operator for the elements that a checkpoint brought.
+    ///
+    /// # Errors
+    /// The operator's own.
+    pub fn recall_elements(&mut self) -> Result<(), RunError> {
+        let Some(beginning) = &mut self.beginning else { return Ok(()) };
+        match self.executor.call(Job::Elements).map_err(|error| RunError::node(&self.name, error))? {
+            Answer::Elements(elements) => beginning.elements = elements,
+            answer => return Err(RunError::node(&self.name, format!("elements gave {answer:?}").into())),
+        }
+        Ok(())
+    }
+
+    /// What the dataflow of the node's relation begins with, once.
+    pub fn take_beginning(&mut self) -> Option<Beginning> {
+        self.beginning.take()
     }
 
     /// What is in flight on one of the node's outgoing feedback edges when the run begins.

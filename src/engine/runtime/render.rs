@@ -19,6 +19,7 @@ use timely::worker::Worker;
 use super::control::Control;
 use super::event::Event;
 use super::node::NodeRunner;
+use super::relation;
 use super::{RunError, RunOptions};
 use crate::graph::{Graph, Node};
 use crate::operator::{Outputs, RecordStream, View};
@@ -113,8 +114,9 @@ fn render<'scope>(scope: Scope<'scope, u64>, graph: &Graph, runners: &Runners, p
     let mut loops = Vec::new();
     let mut streams: Vec<Vec<RecordStream<'scope>>> = Vec::new();
     for (index, node) in graph.nodes.iter().enumerate() {
-        let mut inputs = Vec::new();
+        let (mut inputs, mut ports) = (Vec::new(), Vec::new());
         for edge in graph.edges.iter().filter(|edge| edge.to_node == index) {
+            ports.push(edge.to_port as u32);
             match edge.feedback {
                 None => inputs.push(streams[edge.from_node][edge.from_port].clone()),
                 Some(feedback) => {
@@ -125,7 +127,12 @@ fn render<'scope>(scope: Scope<'scope, u64>, graph: &Graph, runners: &Runners, p
             }
         }
         let home = index % scope.peers();
-        let runner = (home == scope.index()).then(|| take(&runners[index])).flatten();
+        let mut runner = (home == scope.index()).then(|| take(&runners[index])).flatten();
+        if let Some(relation) = &node.op.relation {
+            let edges = ports.into_iter().zip(inputs.iter().cloned()).collect();
+            let beginning = runner.as_mut().and_then(NodeRunner::take_beginning);
+            inputs.extend(relation::render(scope, node, relation, edges, home, beginning));
+        }
         streams.push(render_node(scope, node, home, inputs, runner, probe, &mut rendered));
     }
     for (edge, handle) in loops {

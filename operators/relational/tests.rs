@@ -1,0 +1,470 @@
+//! Relational operators in pipelines: what a script of insertions and retractions makes of them, by hand.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sapo_flow_engine::pipeline;
+use sapo_flow_engine::record::{Pair, Prompt, Record, Retracted, Retraction, Sample};
+use sapo_flow_engine::runtime::checkpoint::LoadedCheckpoint;
+use sapo_flow_engine::runtime::{RunOptions, run};
+use sapo_flow_engine::{
+    BuildContext, Define, Inputs, Operator, OperatorError, OperatorSpec, Outputs, PortSpec, PortType, Registry,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::RECORDS;
+
+/// What `script` takes: for each step, what it emits there. `+ROW:RESPONSE=SCORE` is a sample, on `prompts` a prompt and on
+/// `pairs` a pair with that answer; `-ROW` takes a row back, `-STEP.POSITION` one record.
+#[derive(Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Script {
+    steps: Vec<String>,
+}
+
+/// Emits what its config says, the same on all its outputs.
+struct Scripted {
+    node: String,
+    script: Script,
+}
+
+impl Scripted {
+    fn records(&self, step: u64) -> Result<Vec<(&'static str, Record)>, OperatorError> {
+        let mut records = Vec::new();
+        let line = self.script.steps.get(step as usize).map_or("", String::as_str);
+        let mut position = 0;
+        for word in line.split_whitespace() {
+            if let Some(of) = word.strip_prefix('-') {
+                let of = match of.split_once('.') {
+                    Some((step, position)) => Retracted::Record {
+                        origin: self.node.clone(),
+                        step: step.parse()?,
+                        position: position.parse()?,
+                    },
+                    None => Retracted::Row { source: self.node.clone(), row: of.parse()? },
+                };
+                for (port, port_type) in [("samples", RECORDS[1]), ("prompts", RECORDS[0]), ("pairs", RECORDS[2])] {
+                    let retraction = Retraction { port_type, of: of.clone(), because: Some("edited".into()) };
+                    records.push((port, Record::Retraction(retraction)));
+                }
+                continue;
+            }
+            let (row, rest) = word.trim_start_matches('+').split_once(':').ok_or("no response")?;
+            let (response, score) = rest.split_once('=').ok_or("no score")?;
+            let (row, response): (u64, u32) = (row.parse()?, response.parse()?);
+            let values = if score == "-" { Default::default() } else { [("score".to_owned(), score.parse()?)].into() };
+            let (source, origin) = (self.node.clone(), self.node.clone());
+            let sample = Sample {
+                step,
+                position,
+                origin: origin.clone(),
+                source: source.clone(),
+                row,
+                prompt_ids: vec![row as u32],
+                response_ids: vec![response],
+                weights_version: Some(step),
+                seed: None,
+                values,
+            };
+            let (chosen_ids, values) = (vec![response], sample.values.clone());
+            let prompt = Prompt {
+                source: source.clone(),
+                row,
+                epoch: step,
+                prompt_ids: vec![row as u32],
+                chosen_ids: chosen_ids.clone(),
+                rejected_ids: None,
+                values: values.clone(),
+            };
+            let prompt_ids = vec![row as u32];
+            let pair = Pair {
+                step,
+                position,
+                origin,
+                source,
+                row,
+                prompt_ids,
+                chosen_ids,
+                rejected_ids: Some(vec![0]),
+                segment: None,
+                weights_version: None,
+                seed: None,
+                values,
+            };
+            records.push(("samples", Record::Sample(Arc::new(sample))));
+            records.push(("prompts", Record::Prompt(Arc::new(prompt))));
+            records.push(("pairs", Record::Pair(Arc::new(pair))));
+            position += 1;
+        }
+        Ok(records)
+    }
+}
+
+impl Operator for Scripted {
+    fn step(&mut self, step: u64, _: Inputs) -> Result<Outputs, OperatorError> {
+        Ok(Outputs { records: self.records(step)? })
+    }
+}
+
+impl Define for Scripted {
+    const NAME: &'static str = "script";
+    const SUMMARY: &'static str = "";
+    const DOCS: &'static str = "";
+    const EXAMPLE: &'static str = "";
+    const INPUTS: &'static [PortSpec] = &[];
+    const OUTPUTS: &'static [PortSpec] = &[
+        PortSpec::new("samples", &[PortType::Samples], "").retracting(),
+        PortSpec::new("prompts", &[PortType::Prompts], "").retracting(),
+        PortSpec::new("pairs", &[PortType::Pairs], "").retracting(),
+    ];
+    type Config = Script;
+
+    fn build(script: Script, context: &BuildContext) -> Result<Self, OperatorError> {
+        Ok(Scripted { node: context.node.into(), script })
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// Writes what it sees, a line a step.
+struct Recorder {
+    path: PathBuf,
+    lines: String,
+}
+
+/// A sample as `+row:response(score)`, a pair as `+row:chosen>rejected`, a retraction as `-row` or `-origin.step.position`.
+fn written(record: &Record) -> String {
+    let values = |values: &sapo_flow_engine::Values| {
+        let values: Vec<String> = values.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        format!("({})", values.join(","))
+    };
+    match record {
+        Record::Prompt(p) => format!("+{}:{}{}", p.row, p.chosen_ids[0], values(&p.values)),
+        Record::Sample(s) => format!("+{}:{}{}", s.row, s.response_ids[0], values(&s.values)),
+        Record::Pair(p) => {
+            let rejected = p.rejected_ids.as_ref().map_or(0, |ids| ids[0]);
+            let version = p.weights_version.map_or(String::new(), |version| format!("@{version}"));
+            format!("+{}:{}>{rejected}{version}#{}.{}.{}", p.row, p.chosen_ids[0], p.origin, p.step, p.position)
+        }
+        Record::Retraction(retraction) => {
+            let because = retraction.because.as_ref().map_or("", |_| "!");
+            match &retraction.of {
+                Retracted::Row { row, .. } => format!("-{row}{because}"),
+                Retracted::Record { origin, step, position } => format!("-{origin}.{step}.{position}{because}"),
+            }
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+impl Operator for Recorder {
+    fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        let words: Vec<String> = inputs.take("records").iter().map(written).collect();
+        writeln!(self.lines, "{step}: {}", words.join(" "))?;
+        Ok(Outputs::new())
+    }
+
+    fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        Ok(fs::write(directory.join("lines"), &self.lines)?)
+    }
+
+    fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
+        self.lines = fs::read_to_string(directory.join("lines"))?;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), OperatorError> {
+        Ok(fs::write(&self.path, &self.lines)?)
+    }
+}
+
+impl Define for Recorder {
+    const NAME: &'static str = "recorder";
+    const SUMMARY: &'static str = "";
+    const DOCS: &'static str = "";
+    const EXAMPLE: &'static str = "";
+    const INPUTS: &'static [PortSpec] = &[PortSpec::new("records", RECORDS, "").many().honouring_retractions()];
+    const OUTPUTS: &'static [PortSpec] = &[];
+    type Config = Nothing;
+
+    fn build(_: Nothing, context: &BuildContext) -> Result<Self, OperatorError> {
+        Ok(Recorder { path: context.run_directory.join("seen"), lines: String::new() })
+    }
+}
+
+fn registry() -> Registry {
+    crate::registry().with(OperatorSpec::of::<Scripted>()).with(OperatorSpec::of::<Recorder>())
+}
+
+/// Run a pipeline whose node `seen` records, with a checkpoint at every step; and once more from each checkpoint, and with
+/// two workers, which must give the same.
+fn run_all_ways(nodes: &str) -> Result<String, String> {
+    let text = format!("version: 1\nrun: {{steps: 6, checkpoint: {{every: 1, keep: 9}}}}\nnodes:\n{nodes}\n");
+    let graph = pipeline::parse_str("p.yaml", &text, &[], &registry()).map_err(|errors| errors.to_string())?;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| {
+        fs::create_dir_all(directory.path().join(name)).unwrap();
+        directory.path().join(name)
+    };
+    let go = |options: RunOptions| {
+        let seen = options.run_directory.join("seen");
+        run(&graph, options).map_err(|error| error.to_string()).map(|_| fs::read_to_string(seen).unwrap())
+    };
+    let whole = go(RunOptions::new(path("whole")))?;
+    let two = go(RunOptions { workers: 2, ..RunOptions::new(path("two")) })?;
+    assert_eq!(two, whole, "two workers");
+    for step in 1..6 {
+        let checkpoint = directory.path().join(format!("whole/checkpoints/step-{step:08}"));
+        let checkpoint = LoadedCheckpoint::load(&checkpoint, &graph).map_err(|error| error.to_string())?;
+        let resumed = go(RunOptions { resume: Some(checkpoint), ..RunOptions::new(path(&format!("from-{step}"))) })?;
+        assert_eq!(resumed, whole, "resumed at step {step}");
+    }
+    Ok(whole)
+}
+
+/// The script of most tests. At step 0 three samples of row 1, and one of row 2; and so on.
+fn script(name: &str, steps: &[&str]) -> String {
+    format!("  {name}: {{op: script, with: {{steps: {steps:?}}}}}\n")
+}
+
+#[track_caller]
+fn assert_seen(nodes: &[&str], expected: &[&str]) {
+    let seen = run_all_ways(&nodes.concat()).unwrap();
+    let lines: Vec<&str> = seen.lines().map(|line| line.split_once(": ").unwrap().1).collect();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn best_and_worst_of_the_newest_candidates() {
+    // Row 1 has 11 (0.5) and 12 (0.1); then 13 (0.9) displaces the best. With 14 the oldest of four, 11, is no candidate,
+    // which changes nothing; with 15 neither is 12, so that 14 is the worst. Then 13 is taken back, and 12 is one of the
+    // newest three again. Row 2 has a pair once its scores differ. New pairs come in the order in which their chosen
+    // samples arrived.
+    let nodes = [
+        &script(
+            "s",
+            &["+1:11=0.5 +1:12=0.1 +2:21=1", "+1:13=0.9 +2:22=1", "+1:14=0.2", "+1:15=0.3", "-1.0 +2:23=0", "-2"],
+        ),
+        "  pairs: {op: best_worst, in: s.samples, with: {score: values.score, candidates: 3}}\n",
+        "  seen: {op: recorder, in: pairs}",
+    ];
+    assert_seen(
+        &nodes,
+        &[
+            "+1:11>12@0#pairs.0.0",
+            "-pairs.0.0 +1:13>12@0#pairs.1.0",
+            "",
+            "-pairs.1.0 +1:13>14@2#pairs.3.0",
+            "-pairs.3.0! +2:21>23@4#pairs.4.0 +1:15>12@0#pairs.4.1",
+            "-pairs.4.0!",
+        ],
+    );
+}
+
+#[test]
+fn the_displaced_pair_leaves_the_replay_buffer() {
+    // The buffer draws all it holds, first in, first out, so that the newest pair of row 1 is what comes.
+    let nodes = [
+        &script("s", &["+1:11=0.5 +1:12=0.1", "", "+1:13=0.9", "", "-1", ""]),
+        "  pairs: {op: best_worst, in: s.samples, with: {score: values.score, candidates: 3}}\n",
+        "  replay: {op: replay_buffer, in: pairs, with: {draws: 1, sampling: uniform}}\n",
+        "  seen: {op: recorder, in: replay}",
+    ];
+    let (old, new) = ("+1:11>12@0#pairs.0.0", "+1:13>12@0#pairs.2.0");
+    assert_seen(&nodes, &[old, old, new, new, "", ""]);
+}
+
+#[test]
+fn distinct_passes_the_first_and_its_successor() {
+    let nodes = [
+        &script("s", &["+1:7=0 +2:7=0 +3:8=0", "+4:8=0", "-1", "-2", "-4", "+5:7=0"]),
+        "  once: {op: distinct, in: s.pairs, with: {by: [chosen]}}\n",
+        "  seen: {op: recorder, in: once}",
+    ];
+    assert_seen(&nodes, &["+1:7>0#s.0.0 +3:8>0#s.0.2", "", "-s.0.0! +2:7>0#s.0.1", "-s.0.1!", "", "+5:7>0#s.5.0"]);
+}
+
+#[test]
+fn prompts_are_taken_back_by_row_once_none_is_left() {
+    // Row 1 comes at steps 0 and 1: what leaves the window at step 2 is one occurrence of two.
+    let nodes = [
+        &script("s", &["+1:7=0 +2:7=0", "+1:7=0", "", "", "-1", ""]),
+        "  recent: {op: window, in: s.prompts, with: {steps: 2}}\n",
+        "  seen: {op: recorder, in: recent}",
+    ];
+    assert_seen(&nodes, &["+1:7(score=0) +2:7(score=0)", "+1:7(score=0)", "-2", "-1", "", ""]);
+}
+
+#[test]
+fn a_window_forgets_what_was_taken_back_before() {
+    let nodes = [
+        &script("s", &["+1:7=0 +2:8=0", "-0.0", "", "+3:9=0", "", "-3"]),
+        "  recent: {op: window, in: s.samples, with: {steps: 3}}\n",
+        "  seen: {op: recorder, in: recent}",
+    ];
+    assert_seen(&nodes, &["+1:7(score=0) +2:8(score=0)", "-s.0.0!", "", "-s.0.1 +3:9(score=0)", "", "-s.3.0!"]);
+}
+
+#[test]
+fn the_top_of_all_and_of_each_group() {
+    let steps = ["+1:11=0.5 +1:12=-2 +2:21=0.5", "+2:22=3", "+1:13=0.5", "-1.0", "-1", ""];
+    // Equal scores: the first to arrive.
+    let all = [
+        &script("s", &steps),
+        "  top: {op: top_k, in: s.samples, with: {k: 2, score: values.score}}\n",
+        "  seen: {op: recorder, in: top}",
+    ];
+    assert_seen(
+        &all,
+        &["+1:11(score=0.5) +2:21(score=0.5)", "-s.0.2 +2:22(score=3)", "", "-s.1.0! +2:21(score=0.5)", "-s.0.0!", ""],
+    );
+    let lowest = [
+        &script("s", &steps),
+        "  top: {op: top_k, in: s.samples, with: {k: 1, score: values.score, keep: lowest, by: row}}\n",
+        "  seen: {op: recorder, in: top}",
+    ];
+    assert_seen(&lowest, &["+1:12(score=-2) +2:21(score=0.5)", "", "", "", "-s.0.1!", ""]);
+}
+
+#[test]
+fn counts_go_with_the_first_of_each_key() {
+    let nodes = [
+        &script("s", &["+1:7=0 +1:8=0 +2:7=0", "+2:9=0", "", "-0.0", "-2", ""]),
+        "  counts: {op: count_by, in: s.samples, with: {by: row}}\n",
+        "  seen: {op: recorder, in: counts}",
+    ];
+    assert_seen(
+        &nodes,
+        &[
+            "+1:7(count=2,score=0) +2:7(count=1,score=0)",
+            "-s.0.2 +2:7(count=2,score=0)",
+            "",
+            "-s.0.0! +1:8(count=1,score=0)",
+            "-s.0.2!",
+            "",
+        ],
+    );
+}
+
+#[test]
+fn joins_follow_both_sides() {
+    let nodes = [
+        &script("good", &["+1:11=0", "", "+2:21=0", "", "-1", ""]),
+        &script("bad", &["", "+1:12=0 +1:13=0", "", "+2:22=0", "", "-1.1"]),
+        "  pairs: {op: join, in: {chosen: good.prompts, rejected: bad.samples}, with: {by: prompt}}\n",
+        "  seen: {op: recorder, in: pairs}",
+    ];
+    assert_seen(
+        &nodes,
+        &["", "+1:11>12@1#pairs.1.0 +1:11>13@1#pairs.1.1", "", "+2:21>22@3#pairs.3.0", "-pairs.1.0! -pairs.1.1!", ""],
+    );
+}
+
+#[test]
+fn semijoin_and_antijoin_divide_the_records() {
+    let (records, keys) = (
+        script("s", &["+1:11=0 +2:21=0", "+1:12=0", "", "", "+2:22=0", ""]),
+        script("k", &["+9:11=0", "", "+2:5=0 +2:6=0", "-2.0", "-2.1", ""]),
+    );
+    let sources = [records, keys].concat();
+    let semijoin = "  kept: {op: semijoin, in: {records: s.samples, keys: k.pairs}, with: {by: prompt}}\n";
+    let seen = "  seen: {op: recorder, in: kept}";
+    let zero = |word: &str| format!("{word}(score=0)");
+    let (one, two, three, four) = (zero("+1:11"), zero("+2:21"), zero("+1:12"), zero("+2:22"));
+    assert_seen(&[&sources, semijoin, seen], &["", "", &two, "", "-s.0.1", ""]);
+    let antijoin = semijoin.replace("semijoin", "antijoin");
+    let both = format!("{one} {two}");
+    let back = format!("{two} {four}");
+    assert_seen(&[&sources, &antijoin, seen], &[&both, &three, "-s.0.1", "", &back, ""]);
+    // By different fields: the response of one is the chosen answer of the other.
+    let other =
+        "  kept: {op: semijoin, in: {records: s.samples, keys: k.pairs}, with: {by: response, keys_by: chosen}}\n";
+    assert_seen(&[&sources, other, seen], &[&one, "", "", "", "", ""]);
+}
+
+#[test]
+fn windows_bound_what_comes_after_them() {
+    let nodes = [
+        &script("s", &["+1:11=0.9 +1:12=0.1", "+1:13=0.5", "", "+1:14=0.2", "", ""]),
+        "  recent: {op: window, in: s.samples, with: {steps: 2}}\n",
+        "  pairs: {op: best_worst, in: recent, with: {score: values.score, candidates: 9}}\n",
+        "  seen: {op: recorder, in: pairs}",
+    ];
+    // At step 2 only 13 is left; at step 3 it leaves as 14 comes.
+    assert_seen(&nodes, &["+1:11>12@0#pairs.0.0", "", "-pairs.0.0", "", "", ""]);
+}
+
+#[test]
+fn feedback_edges_reach_a_relation_late_and_through_checkpoints() {
+    let nodes = [
+        &script("s", &["+1:11=0", "+2:21=0", "-1", "+3:31=0", "", ""]),
+        "  once: {op: distinct, in: {records: {from: s.samples, feedback: {max_staleness: 1}}}, with: {by: row}}\n",
+        "  seen: {op: recorder, in: once}",
+    ];
+    assert_seen(&nodes, &["", "", "+1:11(score=0)", "+2:21(score=0)", "-s.0.0!", "+3:31(score=0)"]);
+}
+
+#[test]
+fn what_a_record_lacks_is_an_error_with_its_name() {
+    let nodes = |with: &str, steps: &[&str]| {
+        [
+            script("s", steps),
+            format!("  top: {{op: top_k, in: s.samples, with: {{{with}}}}}\n  seen: {{op: recorder, in: top}}"),
+        ]
+        .concat()
+    };
+    let error = run_all_ways(&nodes("k: 1, score: values.score", &["+1:1=1", "+2:2=-"])).unwrap_err();
+    let expected =
+        "node `top` at step 1: row 2 of `s` (sample 0 of `s` at step 1) has no values.score, which `score` names";
+    assert_eq!(error, expected);
+    let error = run_all_ways(&nodes("k: 1, score: values.score", &["+1:1=NaN"])).unwrap_err();
+    assert!(error.ends_with("has values.score NaN, which `score` names"), "{error}");
+    let error = run_all_ways(&nodes("k: 1, score: row", &[])).unwrap_err();
+    assert!(error.contains("expected values.NAME, a number, found `row`"), "{error}");
+    let error = run_all_ways(&nodes("k: 1, score: values.score, by: chosen", &[])).unwrap_err();
+    assert!(error.contains("Samples, which `records` takes, have no `chosen`"), "{error}");
+    let error = run_all_ways(&nodes("k: 1, score: score", &[])).unwrap_err();
+    assert!(error.contains("or values.NAME, found `score`"), "{error}");
+}
+
+#[test]
+fn retractions_do_not_end_where_they_have_no_effect() {
+    let nodes = [
+        &script("s", &[]),
+        "  recent: {op: window, in: s.pairs, with: {steps: 2}}\n",
+        "  samples: {op: plain, in: recent}",
+    ];
+    let text = format!("version: 1\nrun: {{steps: 1}}\nnodes:\n{}\n", nodes.concat());
+    let registry = registry().with(OperatorSpec::of::<Plain>());
+    let error = pipeline::parse_str("p.yaml", &text, &[], &registry).err().unwrap().to_string();
+    let expected = "`recent.records` may take back what it emitted, but the input `pairs` of `samples` (plain) cannot";
+    assert!(error.contains(expected), "{error}");
+}
+
+/// Takes pairs and knows nothing of retractions.
+struct Plain;
+
+impl Operator for Plain {
+    fn step(&mut self, _: u64, _: Inputs) -> Result<Outputs, OperatorError> {
+        Ok(Outputs::new())
+    }
+}
+
+impl Define for Plain {
+    const NAME: &'static str = "plain";
+    const SUMMARY: &'static str = "";
+    const DOCS: &'static str = "";
+    const EXAMPLE: &'static str = "";
+    const INPUTS: &'static [PortSpec] = &[PortSpec::new("pairs", &[PortType::Pairs], "")];
+    const OUTPUTS: &'static [PortSpec] = &[];
+    type Config = Nothing;
+
+    fn build(_: Nothing, _: &BuildContext) -> Result<Self, OperatorError> {
+        Ok(Plain)
+    }
+}
