@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`data`] | reading rows of data sets and tokenizing them |
-//! | [`prompt_source`] | data rows, a batch a step |
+//! | [`prompt_source`], [`watched`] | data rows, a batch a step; data that is edited meanwhile |
 //! | [`sampler`] | whole responses |
 //! | [`segment_sampler`], [`rewrite`], [`segments`] | rejected responses: segments of answers rewritten by a model |
 //! | [`replay_buffer`] | the newest pairs, and draws from them |
@@ -47,6 +47,7 @@ mod sums;
 pub mod tensorboard;
 #[cfg(test)]
 mod testing;
+pub mod watched;
 pub mod weights;
 
 use sapo_flow_engine::{OperatorSpec, Registry};

@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::plan::Emits;
-use sapo_flow_engine::runtime::event::Event;
+use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{
     BuildContext, Define, Inputs, NodePlan, Operator, OperatorError, Outputs, Pair, PlanContext, PortSpec, PortType,
-    Prompt, Record,
+    Prompt, Record, Retracted, Retraction,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::data::recording::Place;
 use crate::data::shuffle::epoch_order;
-use crate::data::{self, Columns, Identity, OnError, Part, Paths, Settings, files};
+use crate::data::{self, Columns, Identity, Loaded, OnError, Part, Paths, Settings, files};
+use crate::watched::{Watched, describe};
 
 /// Configuration of [`PromptSource`].
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -49,6 +51,47 @@ pub struct Config {
     /// Read this many rows at most, the first ones.
     #[serde(default)]
     pub limit: Option<usize>,
+    /// Whether to follow the files while they are edited; `{replay: FILE}` repeats the edits of another run, from its
+    /// recording, and reads neither `path` nor anything else of the data.
+    #[serde(default)]
+    pub watch: Watch,
+}
+
+/// Whether data is edited while the run goes on.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected true, false or {replay: FILE}")]
+pub enum Watch {
+    /// Whether to follow the files.
+    Files(bool),
+    /// Repeat what another run recorded.
+    Recording(Replay),
+}
+
+/// What to repeat.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Replay {
+    /// A recording: `edits/NODE.jsonl` of a run directory.
+    pub replay: PathBuf,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Watch::Files(false)
+    }
+}
+
+impl Watch {
+    fn is_on(&self) -> bool {
+        !matches!(self, Watch::Files(false))
+    }
+
+    fn replay(&self) -> Option<&Path> {
+        match self {
+            Watch::Files(_) => None,
+            Watch::Recording(Replay { replay }) => Some(replay),
+        }
+    }
 }
 
 fn yes() -> bool {
@@ -59,12 +102,22 @@ fn yes() -> bool {
 pub struct PromptSource {
     node: String,
     seed: u64,
-    batch_size: usize,
-    shuffle: bool,
-    prompts: Vec<Arc<Prompt>>,
-    identity: Identity,
-    /// The epoch at hand and the order of its rows.
-    order: Option<(u64, Vec<usize>)>,
+    config: Config,
+    rows: Rows,
+    events: EventSender,
+}
+
+/// Where a step's rows come from.
+enum Rows {
+    /// From the data as it was when the run began.
+    Fixed {
+        prompts: Vec<Arc<Prompt>>,
+        identity: Identity,
+        /// The epoch at hand and the order of its rows.
+        order: Option<(u64, Vec<usize>)>,
+    },
+    /// From data that is being edited.
+    Watched(Box<Watched>),
 }
 
 const STATE_FILE: &str = "prompt_source.json";
@@ -87,7 +140,16 @@ exactly one BOS where the model has one, and an answer ends in exactly one EOS.
 t * batch_size on; an epoch has ceil(rows / batch_size) steps, so the last may be smaller. The order is a function of seed, \
 node name and epoch.
 
-State: none but a check: a resumed run must find the same data.
+With `watch: true` the files (JSON Lines) are looked at once a step while the run goes on. Rows that are added come first at \
+the next step, and belong to every later pass over the data; a row that is removed or edited is taken back, with everything \
+that stems from it in operators that keep it, and an edited row comes anew, with another number. Lines at a file's end count \
+at once, a last line when it has its end or is whole; other changes count when a file looks the same at two steps in \
+succession, since editors empty files before they write them. `on_error` holds for rows that are added, too. Since such data \
+has no fixed number of rows, the run needs `run: {steps: N}`. Every edit is recorded with its step and the rows' text in \
+`edits/NODE.jsonl` of the run directory, and in checkpoints: a resumed run repeats what was recorded after its checkpoint and \
+then follows the files again, and `watch: {replay: FILE}` repeats a whole run.
+
+State: none but a check, that a resumed run finds the same data; with `watch` the rows and what is left of the pass.
 
 Errors: a row that is broken, has a wrong type or an empty answer, listed with file and line (`on_error: skip` leaves such \
 rows out and counts them); no row left; `pairs` is used and no row has a rejected answer.";
@@ -99,8 +161,8 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
 ";
     const INPUTS: &'static [PortSpec] = &[];
     const OUTPUTS: &'static [PortSpec] = &[
-        PortSpec::new("prompts", &[PortType::Prompts], "every row: a prompt and its answer"),
-        PortSpec::new("pairs", &[PortType::Pairs], "rows with a rejected answer, as pairs"),
+        PortSpec::new("prompts", &[PortType::Prompts], "every row: a prompt and its answer").retracting(),
+        PortSpec::new("pairs", &[PortType::Pairs], "rows with a rejected answer, as pairs").retracting(),
     ];
     type Config = Config;
 
@@ -115,13 +177,35 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
         at_least("max_prompt_tokens", 1, config.max_prompt_tokens.map(|tokens| tokens as u64));
         at_least("limit", 1, config.limit.map(|rows| rows as u64));
         at_least("hold_out_every", 2, config.hold_out_every);
+        if config.watch.is_on() {
+            if config.limit.is_some() {
+                issues.push(ConfigIssue::new(
+                    "limit",
+                    "expected no limit together with watch: which rows are the first?",
+                ));
+            }
+            let lines = |path: &&String| path.ends_with(".jsonl") || path.ends_with(".ndjson");
+            if let Some(path) = config.path.as_slice().iter().find(|path| !lines(path)) {
+                let message = format!("expected .jsonl or .ndjson files, which can be followed, found {path}");
+                issues.push(ConfigIssue::new("path", message));
+            }
+        }
         if config.path.as_slice().is_empty() {
             issues.push(ConfigIssue::new("path", "expected a file or a glob pattern, found an empty list"));
         }
         issues
     }
 
+    fn retracts(config: &Config) -> bool {
+        config.watch.is_on()
+    }
+
     fn plan(config: &Config, _: &PlanContext) -> Result<NodePlan, OperatorError> {
+        if config.watch.is_on() {
+            let emits = Emits { rows: Some(config.batch_size as u64), ..Emits::default() };
+            let notes = vec!["rows come and go while the run goes on".into()];
+            return Ok(NodePlan { emits, notes, ..NodePlan::default() });
+        }
         let rows = data::count(&config.path, part(config), config.limit)?;
         let notes = vec![format!("{rows} rows, before any are dropped or skipped")];
         let batch_size = config.batch_size as u64;
@@ -131,39 +215,44 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
     }
 
     fn files(config: &Config) -> Vec<PathBuf> {
-        let mut files = files::resolve(config.path.as_slice()).unwrap_or_default();
+        // What is followed may change; what is repeated may not.
+        let mut files = match &config.watch {
+            Watch::Files(false) => files::resolve(config.path.as_slice()).unwrap_or_default(),
+            watch => watch.replay().map(Path::to_path_buf).into_iter().collect(),
+        };
         files.extend(data::tokenizer_files(&config.tokenizer));
         files
     }
 
     fn steps_per_epoch(&self) -> Option<u64> {
-        Some(self.prompts.len().div_ceil(self.batch_size) as u64)
+        match &self.rows {
+            Rows::Fixed { prompts, .. } => Some(prompts.len().div_ceil(self.config.batch_size) as u64),
+            Rows::Watched(_) => None,
+        }
     }
 
     fn build(config: Config, context: &BuildContext) -> Result<Self, OperatorError> {
-        let loaded = data::load(&settings(&config))?;
-        let mut sentences = loaded.report.sentences();
+        let settings = settings(&config);
+        let (rows, report) = if config.watch.is_on() {
+            let path = context.run_directory.join("edits").join(format!("{}.jsonl", context.node));
+            let order = (context.node, context.run.seed, config.shuffle);
+            let (watched, report) = Watched::begin(&settings, config.watch.replay(), path, order, context.resumed)?;
+            (Rows::Watched(Box::new(watched)), report)
+        } else {
+            let Loaded { prompts, identity, report } = data::load(&settings)?;
+            (Rows::Fixed { prompts, identity, order: None }, report)
+        };
+        let (node, events) = (context.node.to_string(), context.events.clone());
+        let source = PromptSource { node, seed: context.run.seed, config, rows, events };
+        let mut sentences = report.sentences();
         if context.connected_outputs.contains(&"pairs") {
-            let rejected = loaded.prompts.iter().filter(|prompt| prompt.rejected_ids.is_some()).count();
-            if rejected == 0 {
-                let message = "`pairs` is used, but no row has a rejected answer (`rejected`, or `generated`)";
-                return Err(Error::Data(message.into()).into());
-            }
-            if rejected < loaded.prompts.len() {
-                let without = loaded.prompts.len() - rejected;
-                sentences.push(format!("{without} rows without a rejected answer, which `pairs` leaves out"));
-            }
+            sentences.extend(source.check_pairs()?);
         }
-        context.events.send(Event::Note { node: context.node.to_string(), message: sentences.join("; ") });
-        Ok(PromptSource {
-            node: context.node.to_string(),
-            seed: context.run.seed,
-            batch_size: config.batch_size,
-            shuffle: config.shuffle,
-            prompts: loaded.prompts,
-            identity: loaded.identity,
-            order: None,
-        })
+        // A resumed run has read no row of watched data yet.
+        if source.steps_per_epoch().is_some() || !context.resumed {
+            source.tell(sentences.join("; "));
+        }
+        Ok(source)
     }
 }
 
@@ -183,57 +272,108 @@ fn settings(config: &Config) -> Settings<'_> {
 
 impl Operator for PromptSource {
     fn step(&mut self, step: u64, _: Inputs) -> Result<Outputs, OperatorError> {
-        let steps_per_epoch = self.prompts.len().div_ceil(self.batch_size) as u64;
-        let (epoch, within) = (step / steps_per_epoch, step % steps_per_epoch);
-        if self.order.as_ref().is_none_or(|(current, _)| *current != epoch) {
-            self.order = Some((epoch, self.order_of(epoch)));
-        }
         let mut outputs = Outputs::new();
-        let rows = self.order.iter().flat_map(|(_, order)| order).skip(within as usize * self.batch_size);
-        for (position, index) in (0..).zip(rows.take(self.batch_size)) {
-            let prompt = Prompt { epoch, source: self.node.clone(), ..Prompt::clone(&self.prompts[*index]) };
-            if let Some(rejected_ids) = &prompt.rejected_ids {
-                let pair = Pair {
-                    step,
-                    position,
-                    origin: self.node.clone(),
-                    source: self.node.clone(),
-                    row: prompt.row,
-                    prompt_ids: prompt.prompt_ids.clone(),
-                    chosen_ids: prompt.chosen_ids.clone(),
-                    rejected_ids: Some(rejected_ids.clone()),
-                    segment: None,
-                    weights_version: None,
-                    seed: None,
-                    values: prompt.values.clone(),
-                };
-                outputs.push("pairs", Record::Pair(Arc::new(pair)));
+        let batch_size = self.config.batch_size;
+        let rows = match &mut self.rows {
+            Rows::Watched(watched) => {
+                let moment = watched.step(&settings(&self.config), step, batch_size)?;
+                moment.note.into_iter().for_each(|note| self.tell(note));
+                self.retract(&moment.removed, &mut outputs);
+                moment.rows
             }
-            outputs.push("prompts", Record::Prompt(Arc::new(prompt)));
+            Rows::Fixed { prompts, order, .. } => {
+                let steps_per_epoch = prompts.len().div_ceil(batch_size) as u64;
+                let (epoch, within) = (step / steps_per_epoch, step % steps_per_epoch);
+                if order.as_ref().is_none_or(|(current, _)| *current != epoch) {
+                    let drawn = match self.config.shuffle {
+                        true => epoch_order(self.seed, &self.node, epoch, prompts.len()),
+                        false => (0..prompts.len()).collect(),
+                    };
+                    *order = Some((epoch, drawn));
+                }
+                let order = order.iter().flat_map(|(_, order)| order).skip(within as usize * batch_size);
+                let row = |index: &usize| Arc::new(Prompt { epoch, ..Prompt::clone(&prompts[*index]) });
+                order.take(batch_size).map(row).collect()
+            }
+        };
+        for (position, prompt) in (0..).zip(rows) {
+            self.emit(step, position, &prompt, &mut outputs);
         }
         Ok(outputs)
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        let path = directory.join(STATE_FILE);
-        Ok(fs::write(&path, serde_json::to_vec_pretty(&self.identity)?).map_err(Error::io(&path))?)
+        match &self.rows {
+            Rows::Watched(watched) => Ok(watched.snapshot(directory)?),
+            Rows::Fixed { identity, .. } => {
+                let path = directory.join(STATE_FILE);
+                Ok(fs::write(&path, serde_json::to_vec_pretty(identity)?).map_err(Error::io(&path))?)
+            }
+        }
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        let path = directory.join(STATE_FILE);
-        let text = fs::read(&path).map_err(Error::io(&path))?;
-        let stored = serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(self.identity.check(&stored)?)
+        match &mut self.rows {
+            Rows::Watched(watched) => Ok(watched.restore(&settings(&self.config), directory)?),
+            Rows::Fixed { identity, .. } => {
+                let path = directory.join(STATE_FILE);
+                let text = fs::read(&path).map_err(Error::io(&path))?;
+                let stored = serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+                Ok(identity.check(&stored)?)
+            }
+        }
     }
 }
 
 impl PromptSource {
-    fn order_of(&self, epoch: u64) -> Vec<usize> {
-        if self.shuffle {
-            epoch_order(self.seed, &self.node, epoch, self.prompts.len())
-        } else {
-            (0..self.prompts.len()).collect()
+    fn tell(&self, message: String) {
+        self.events.send(Event::Note { node: self.node.clone(), message });
+    }
+
+    /// Refuse a use of `pairs` that nothing can come of; what else there is to tell of it.
+    fn check_pairs(&self) -> Result<Option<String>, Error> {
+        let Rows::Fixed { prompts, .. } = &self.rows else { return Ok(None) };
+        let rejected = prompts.iter().filter(|prompt| prompt.rejected_ids.is_some()).count();
+        if rejected == 0 {
+            let message = "`pairs` is used, but no row has a rejected answer (`rejected`, or `generated`)";
+            return Err(Error::Data(message.into()));
         }
+        let without = prompts.len() - rejected;
+        Ok((without > 0).then(|| format!("{without} rows without a rejected answer, which `pairs` leaves out")))
+    }
+
+    /// Take rows back, on both outputs.
+    fn retract(&self, removed: &[(Arc<Prompt>, Place)], outputs: &mut Outputs) {
+        for (prompt, place) in removed {
+            let of = Retracted::Row { source: self.node.clone(), row: prompt.row };
+            let because = format!("{} (row {} of `{}`) was removed or edited", describe(place), prompt.row, self.node);
+            for (port, port_type) in [("prompts", PortType::Prompts), ("pairs", PortType::Pairs)] {
+                let retraction = Retraction { port_type, of: of.clone(), because: Some(because.clone()) };
+                outputs.push(port, Record::Retraction(retraction));
+            }
+        }
+    }
+
+    fn emit(&self, step: u64, position: u32, prompt: &Prompt, outputs: &mut Outputs) {
+        let prompt = Prompt { source: self.node.clone(), ..prompt.clone() };
+        if let Some(rejected_ids) = &prompt.rejected_ids {
+            let pair = Pair {
+                step,
+                position,
+                origin: self.node.clone(),
+                source: self.node.clone(),
+                row: prompt.row,
+                prompt_ids: prompt.prompt_ids.clone(),
+                chosen_ids: prompt.chosen_ids.clone(),
+                rejected_ids: Some(rejected_ids.clone()),
+                segment: None,
+                weights_version: None,
+                seed: None,
+                values: prompt.values.clone(),
+            };
+            outputs.push("pairs", Record::Pair(Arc::new(pair)));
+        }
+        outputs.push("prompts", Record::Prompt(Arc::new(prompt)));
     }
 }
 
@@ -242,124 +382,4 @@ fn part(config: &Config) -> Part {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{Harness, tiny_tokenizer};
-
-    /// A source over these rows, its tokenizer's directory kept until it is built.
-    fn source(harness: &Harness, rows: &str, with: &str) -> Result<PromptSource, OperatorError> {
-        let tokenizer = tiny_tokenizer();
-        let path = harness.write("rows.jsonl", rows);
-        harness.build(&format!("{{path: '{path}', tokenizer: '{}', {with}}}", tokenizer.path().display()))
-    }
-
-    fn plain_rows(count: usize) -> String {
-        "{\"prompt\": \"hi\", \"chosen\": \"a\"}\n".repeat(count)
-    }
-
-    fn with_rejected(count: usize) -> String {
-        "{\"prompt\": \"hi\", \"chosen\": \"a\", \"rejected\": \"b\"}\n".repeat(count)
-    }
-
-    /// Rows and epochs of a step's prompts.
-    fn emitted(source: &mut PromptSource, step: u64) -> Vec<(u64, u64)> {
-        let outputs = source.step(step, Inputs::default()).unwrap();
-        let prompt =
-            |(_, record)| if let Record::Prompt(prompt) = record { Some((prompt.row, prompt.epoch)) } else { None };
-        outputs.records.into_iter().filter_map(prompt).collect()
-    }
-
-    #[test]
-    fn files_order_with_a_smaller_last_batch() {
-        let harness = Harness::new();
-        let mut source = source(&harness, &with_rejected(5), "batch_size: 2, shuffle: false").unwrap();
-        assert_eq!(source.steps_per_epoch(), Some(3));
-        assert_eq!(emitted(&mut source, 0), [(0, 0), (1, 0)]);
-        assert_eq!(emitted(&mut source, 2), [(4, 0)]);
-        assert_eq!(emitted(&mut source, 4), [(2, 1), (3, 1)]);
-        assert_eq!(harness.notes(), ["5 rows read"]);
-    }
-
-    #[test]
-    fn every_epoch_shuffles_all_rows_and_a_step_needs_no_step_before_it() {
-        let harness = Harness::new();
-        let mut first = source(&harness, &with_rejected(7), "batch_size: 2").unwrap();
-        let epoch = |source: &mut PromptSource, steps: std::ops::Range<u64>| -> Vec<u64> {
-            steps.flat_map(|step| emitted(source, step)).map(|(row, _)| row).collect()
-        };
-        let (zeroth, next) = (epoch(&mut first, 0..4), epoch(&mut first, 4..8));
-        assert_ne!(zeroth, next);
-        for rows in [&zeroth, &next] {
-            let mut sorted = rows.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, Vec::from_iter(0..7));
-        }
-        let mut second = source(&harness, &with_rejected(7), "batch_size: 2").unwrap();
-        assert_eq!(epoch(&mut second, 6..8), next[4..]);
-    }
-
-    #[test]
-    fn pairs_carry_the_rejected_answers() {
-        let harness = Harness::new();
-        let rows = plain_rows(1) + &with_rejected(1);
-        let mut source = source(&harness, &rows, "batch_size: 2, shuffle: false").unwrap();
-        assert_eq!(harness.notes(), ["2 rows read; 1 rows without a rejected answer, which `pairs` leaves out"]);
-        let outputs = source.step(1, Inputs::default()).unwrap();
-        let pairs: Vec<Pair> = outputs
-            .records
-            .into_iter()
-            .filter_map(|(port, record)| match record {
-                Record::Pair(pair) if port == "pairs" => Some(Pair::clone(&pair)),
-                _ => None,
-            })
-            .collect();
-        let expected = Pair {
-            step: 1,
-            position: 1,
-            origin: "node".into(),
-            source: "node".into(),
-            ..crate::testing::pair(1, &[0, 5], &[6, 1], Some(&[7, 1]))
-        };
-        assert_eq!(pairs, [expected]);
-    }
-
-    #[test]
-    fn pairs_without_rejected_answers_are_an_error() {
-        let error = source(&Harness::new(), &plain_rows(2), "batch_size: 2").err().unwrap();
-        assert!(error.to_string().starts_with("`pairs` is used, but no row has a rejected answer"), "{error}");
-    }
-
-    #[test]
-    fn a_resumed_run_needs_the_same_data() {
-        let harness = Harness::new();
-        let directory = harness.checkpoint();
-        source(&harness, &with_rejected(2), "batch_size: 2").unwrap().snapshot(&directory).unwrap();
-        source(&harness, &with_rejected(2), "batch_size: 2").unwrap().restore(&directory).unwrap();
-        let error = source(&harness, &with_rejected(3), "batch_size: 2").unwrap().restore(&directory).unwrap_err();
-        assert!(error.to_string().contains("rows.jsonl has changed"), "{error}");
-        let limited = source(&harness, &with_rejected(2), "batch_size: 2, limit: 1").unwrap().restore(&directory);
-        assert!(limited.unwrap_err().to_string().contains("other tokens"));
-    }
-
-    #[test]
-    fn the_plan_counts_rows_without_a_tokenizer() {
-        let harness = Harness::new();
-        let path = harness.write("rows.jsonl", &plain_rows(9));
-        let with = format!("{{path: ['{path}'], tokenizer: nowhere, batch_size: 3, hold_out_every: 4}}");
-        let config: Config = serde_yaml::from_str(&with).unwrap();
-        let run = sapo_flow_engine::RunSettings::default();
-        let context = PlanContext { node: "node", run: &run, retained_versions: 1, inputs: Vec::new() };
-        let plan = PromptSource::plan(&config, &context).unwrap();
-        assert_eq!(plan.steps_per_epoch, Some(3));
-        assert_eq!(plan.notes, ["7 rows, before any are dropped or skipped"]);
-    }
-
-    #[test]
-    fn ranges_are_checked() {
-        let with = "{path: [], tokenizer: t, batch_size: 0, max_prompt_tokens: 0, limit: 0, hold_out_every: 1, \
-                    columns: {real: r, chosen: c}}";
-        let config: Config = serde_yaml::from_str(with).unwrap();
-        let keys: Vec<String> = PromptSource::check(&config).into_iter().map(|issue| issue.key).collect();
-        assert_eq!(keys, ["columns", "batch_size", "max_prompt_tokens", "limit", "hold_out_every", "path"]);
-    }
-}
+mod tests;

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::{
-    BuildContext, Define, Inputs, Operator, OperatorError, Outputs, Pair, PortSpec, PortType, TokenId,
+    BuildContext, Define, Inputs, Operator, OperatorError, Outputs, Pair, PortSpec, PortType, Retracted, Retraction,
+    TokenId,
 };
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
@@ -49,6 +50,37 @@ pub struct SampleSink {
     count: usize,
     tokenizer: TextTokenizer,
     lines: LogFile,
+    /// The pairs written, as far as they have not been taken back.
+    written: Vec<Written>,
+}
+
+/// What a pair is known by.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Written {
+    source: String,
+    row: u64,
+    origin: String,
+    made_at_step: u64,
+    position: u32,
+}
+
+impl Written {
+    fn is_concerned(&self, of: &Retracted) -> bool {
+        match of {
+            Retracted::Row { source, row } => (source, row) == (&self.source, &self.row),
+            Retracted::Record { origin, step, position } => {
+                (origin, step, position) == (&self.origin, &self.made_at_step, &self.position)
+            }
+        }
+    }
+}
+
+/// The line of a written pair that was taken back.
+#[derive(Serialize)]
+struct TakenBack<'a> {
+    step: u64,
+    retracted: &'a Written,
+    because: Option<&'a str>,
 }
 
 /// One line of the file.
@@ -81,6 +113,7 @@ struct SegmentText {
 #[derive(Serialize, Deserialize)]
 struct State {
     lines_bytes: u64,
+    written: Vec<Written>,
 }
 
 const STATE_FILE: &str = "sample_sink.json";
@@ -93,9 +126,10 @@ At every n-th step writes the first `count` pairs that reach it to `samples.json
 `step`; the pair's `row`, `origin` (node), `made_at_step`, `position`, `weights_version` and `seed`; `prompt`, `chosen` and \
 `rejected` as text with special tokens written out; and `segment`, the part of the rejected response that a sampler wrote: \
 `start` and `len` in tokens of the response, whether it `ended` in EOS, its `text`, and the text of the chosen response that \
-it `replaced`. What a pair does not have is null.
+it `replaced`. What a pair does not have is null. When a pair that was written is taken back, a line says so: `step`; \
+`retracted`, with the pair's `source`, `row`, `origin`, `made_at_step` and `position`; and `because`.
 
-State: the length of the file. A resumed run cuts the file back to the checkpoint.
+State: the length of the file, and which pairs were written. A resumed run cuts the file back to the checkpoint.
 
 Errors: another sink writes the same file; on resuming, the file is shorter than it was.";
     const EXAMPLE: &'static str = "\
@@ -103,7 +137,9 @@ prompts: {op: prompt_source, with: {path: data/pairs.jsonl, tokenizer: models/sm
 samples: {op: sample_sink, in: prompts.pairs, with: {tokenizer: models/smollm2, every: 100, count: 2}}
 ";
     const INPUTS: &'static [PortSpec] =
-        &[PortSpec::new("pairs", &[PortType::Pairs], "the pairs to choose from; any number of nodes").many()];
+        &[PortSpec::new("pairs", &[PortType::Pairs], "the pairs to choose from; any number of nodes")
+            .many()
+            .honouring_retractions()];
     const OUTPUTS: &'static [PortSpec] = &[];
     type Config = Config;
 
@@ -125,29 +161,41 @@ samples: {op: sample_sink, in: prompts.pairs, with: {tokenizer: models/smollm2, 
             count: config.count,
             tokenizer: TextTokenizer::load(&config.tokenizer)?,
             lines: LogFile::open(context.run_directory.join(&config.file), context.resumed)?,
+            written: Vec::new(),
         })
     }
 }
 
 impl Operator for SampleSink {
     fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
+        for retraction in inputs.retractions("pairs") {
+            self.take_back(step, &retraction)?;
+        }
         if step.is_multiple_of(self.every) {
             for pair in inputs.pairs("pairs").iter().take(self.count) {
                 let mut line = serde_json::to_vec(&self.sample(step, pair)?)?;
                 line.push(b'\n');
                 self.lines.append(&line)?;
+                self.written.push(Written {
+                    source: pair.source.clone(),
+                    row: pair.row,
+                    origin: pair.origin.clone(),
+                    made_at_step: pair.step,
+                    position: pair.position,
+                });
             }
         }
         Ok(Outputs::new())
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        let state = State { lines_bytes: self.lines.sync()? };
+        let state = State { lines_bytes: self.lines.sync()?, written: self.written.clone() };
         Ok(state::write(directory, STATE_FILE, &state)?)
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
         let state: State = state::read(directory, STATE_FILE)?;
+        self.written = state.written;
         Ok(self.lines.cut_back(state.lines_bytes)?)
     }
 
@@ -158,6 +206,19 @@ impl Operator for SampleSink {
 }
 
 impl SampleSink {
+    /// Write which of the pairs written before a retraction concerns.
+    fn take_back(&mut self, step: u64, retraction: &Retraction) -> Result<(), OperatorError> {
+        let (concerned, kept) = std::mem::take(&mut self.written)
+            .into_iter()
+            .partition::<Vec<_>, _>(|written| written.is_concerned(&retraction.of));
+        self.written = kept;
+        for retracted in &concerned {
+            let taken = TakenBack { step, retracted, because: retraction.because.as_deref() };
+            self.lines.append(&[serde_json::to_vec(&taken)?, b"\n".to_vec()].concat())?;
+        }
+        Ok(())
+    }
+
     fn sample<'a>(&self, step: u64, pair: &'a Pair) -> Result<Sample<'a>, Error> {
         let text = |ids: &[TokenId]| self.tokenizer.decode(ids);
         let segment = match (pair.segment, &pair.rejected_ids) {

@@ -129,7 +129,7 @@ fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-fn is_blank(line: &[u8]) -> bool {
+pub(super) fn is_blank(line: &[u8]) -> bool {
     without_mark(line).iter().all(u8::is_ascii_whitespace)
 }
 
@@ -139,11 +139,16 @@ fn read_lines(path: &Path) -> Result<Vec<RawRow>, Error> {
     for (number, line) in (1..).zip(lines(path)?) {
         let line = line.map_err(Error::io(path))?;
         if !is_blank(&line) {
-            let content = serde_json::from_slice(without_mark(&line)).map_err(|error| broken(&error)).and_then(object);
+            let content = parse_line(&line);
             rows.push(RawRow { path: shared.clone(), line: number, content });
         }
     }
     Ok(rows)
+}
+
+/// A line of a JSON Lines file as columns, or why it is none.
+pub fn parse_line(line: &[u8]) -> Result<Map<String, Value>, String> {
+    serde_json::from_slice(without_mark(line)).map_err(|error| broken(&error)).and_then(object)
 }
 
 /// The elements of a JSON array, parsed one by one so that each has its line. What follows a broken one is lost.

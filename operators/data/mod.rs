@@ -1,13 +1,17 @@
 //! Data sets: files of rows, read, understood as prompts with answers, and tokenized.
 //!
 //! [`files`] finds and reads files, [`example`] tells what a row means, `encode` makes tokens of it, [`shuffle`] orders
-//! rows. [`load`] reads, understands and encodes.
+//! rows. [`load`] reads, understands and encodes. [`follow`] watches files while they are edited, and [`recording`] keeps what
+//! was seen.
 
 mod encode;
 pub mod example;
 pub mod files;
+pub mod follow;
 mod identity;
 mod parquet_rows;
+pub mod recording;
+mod report;
 pub mod shuffle;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +26,8 @@ use encode::Encoder;
 pub use example::Columns;
 use files::RawRow;
 pub use identity::Identity;
+pub use report::Report;
+use report::unusable;
 
 /// One path or several.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -114,22 +120,6 @@ pub struct Loaded {
     pub identity: Identity,
 }
 
-/// What was read and what was left out, in rows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Rows read of the part asked for.
-    pub read: usize,
-    /// Dropped: the prompt is longer than `max_prompt_tokens`.
-    pub too_long: usize,
-    /// Left out under `on_error: skip`: file, line and reason of each.
-    pub skipped: Vec<String>,
-    /// Used, but with messages after the last assistant turn, which are not.
-    pub trailing: usize,
-}
-
-/// Most problems that one message lists.
-const SHOWN: usize = 10;
-
 /// Read, understand and tokenize a data set.
 pub fn load(settings: &Settings) -> Result<Loaded, Error> {
     let paths = files::resolve(settings.paths.as_slice())?;
@@ -145,8 +135,22 @@ pub fn load(settings: &Settings) -> Result<Loaded, Error> {
         .take(settings.limit.unwrap_or(usize::MAX))
         .collect();
 
+    let (prompts, report) = encode(settings, &selected)?;
+    if prompts.is_empty() {
+        let message = format!("{}: no row can be used: {}", names(&paths), report.sentences().join("; "));
+        return Err(Error::Data(message));
+    }
+    let identity = Identity::new(digests, &prompts);
+    Ok(Loaded { prompts, report, identity })
+}
+
+/// Understand and tokenize numbered rows; those that can be used, in order, and what was left out.
+///
+/// # Errors
+/// When the tokenizer cannot be loaded, or a row cannot be used and `on_error` is `stop`.
+pub fn encode(settings: &Settings, selected: &[(u64, RawRow)]) -> Result<(Vec<Arc<Prompt>>, Report), Error> {
     let encoder = Encoder::load(settings)?;
-    let results = in_parallel(&selected, |(index, row)| encoder.encode(*index, row));
+    let results = in_parallel(selected, |(index, row)| encoder.encode(*index, row));
     let mut report = Report { read: selected.len(), ..Report::default() };
     let mut prompts = Vec::new();
     for ((_, row), result) in selected.iter().zip(results) {
@@ -164,12 +168,7 @@ pub fn load(settings: &Settings) -> Result<Loaded, Error> {
     if settings.on_error == OnError::Stop && !report.skipped.is_empty() {
         return Err(Error::Data(unusable(&report.skipped)));
     }
-    if prompts.is_empty() {
-        let message = format!("{}: no row can be used: {}", names(&paths), report.sentences().join("; "));
-        return Err(Error::Data(message));
-    }
-    let identity = Identity::new(digests, &prompts);
-    Ok(Loaded { prompts, report, identity })
+    Ok((prompts, report))
 }
 
 /// The files of a model directory that decide what text becomes which tokens, as far as they are there.
@@ -208,23 +207,6 @@ pub fn average_row(settings: &Settings) -> Option<(u64, u64)> {
     Some((mean(|row| row.prompt_ids.len()), mean(|row| row.chosen_ids.len())))
 }
 
-impl Report {
-    /// The report in words, a sentence for each thing worth knowing.
-    pub fn sentences(&self) -> Vec<String> {
-        let mut sentences = vec![format!("{} rows read", self.read)];
-        if self.too_long > 0 {
-            sentences.push(format!("{} rows dropped: prompt over max_prompt_tokens", self.too_long));
-        }
-        if let Some(first) = self.skipped.first() {
-            sentences.push(format!("{} rows skipped that cannot be used, the first: {first}", self.skipped.len()));
-        }
-        if self.trailing > 0 {
-            sentences.push(format!("{} rows go on after the last assistant turn; that is not used", self.trailing));
-        }
-        sentences
-    }
-}
-
 /// Every item's result, in order, worked out on all cores.
 fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -238,18 +220,6 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> 
         };
         handles.into_iter().flat_map(join).collect()
     })
-}
-
-fn unusable(problems: &[String]) -> String {
-    let mut message = format!("{} rows cannot be used (on_error: skip leaves them out):", problems.len());
-    for problem in problems.iter().take(SHOWN) {
-        message.push_str("\n  ");
-        message.push_str(problem);
-    }
-    if problems.len() > SHOWN {
-        message.push_str(&format!("\n  and {} more", problems.len() - SHOWN));
-    }
-    message
 }
 
 fn names(paths: &[PathBuf]) -> String {

@@ -1,0 +1,258 @@
+//! Rows of files that are edited while the run goes on: what `prompt_source` emits with `watch`.
+//!
+//! A pass over the data is a queue of rows. Rows that are added go to its front, rows that are removed leave it, and when it
+//! is empty the next pass begins with all rows there are, in an order drawn as that of an epoch. Every edit is recorded with
+//! the step at which it took effect; a run that repeats a recording, or resumes, takes edits from there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sapo_flow_engine::Prompt;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::data::files::{RawRow, parse_line};
+use crate::data::follow::Follower;
+use crate::data::recording::{self, Added, Edit, Place};
+use crate::data::shuffle::epoch_order;
+use crate::data::{self, Identity, Report, Settings};
+
+/// Where edits come from.
+enum Source {
+    /// From looking at the files.
+    Files(Follower),
+    /// From a recording alone.
+    Recording,
+}
+
+/// See the [module](self).
+pub struct Watched {
+    node: String,
+    seed: u64,
+    shuffle: bool,
+    source: Source,
+    /// The run's own recording.
+    path: PathBuf,
+    /// Recorded edits that are yet to take effect.
+    ahead: VecDeque<Edit>,
+    rows: BTreeMap<u64, Arc<Prompt>>,
+    pass: u64,
+    queue: VecDeque<u64>,
+}
+
+/// What a checkpoint holds besides the recording up to it.
+#[derive(Serialize, Deserialize)]
+struct State {
+    pass: u64,
+    queue: VecDeque<u64>,
+    identity: Identity,
+}
+
+const STATE: &str = "watched.json";
+const EDITS: &str = "edits.jsonl";
+
+/// What a step brings.
+#[derive(Debug, Default)]
+pub struct Moment {
+    /// Rows that went and had been usable, each with its place.
+    pub removed: Vec<(Arc<Prompt>, Place)>,
+    /// The rows of the step, each with its pass.
+    pub rows: Vec<Arc<Prompt>>,
+    /// What there is to tell of an edit.
+    pub note: Option<String>,
+}
+
+impl Watched {
+    /// The rows that files hold now, or those that a recording begins with, and what was left out of them. `resumed`: none
+    /// yet, [`restore`](Self::restore) brings them.
+    ///
+    /// # Errors
+    /// When files, recording or tokenizer cannot be read, or a row cannot be used and none may be skipped.
+    pub fn begin(
+        settings: &Settings,
+        replay: Option<&Path>,
+        path: PathBuf,
+        (node, seed, shuffle): (&str, u64, bool),
+        resumed: bool,
+    ) -> Result<(Self, Report), Error> {
+        let mut ahead = VecDeque::new();
+        let mut source = match replay {
+            None => Source::Files(Follower::new(settings.paths.as_slice())),
+            Some(recorded) => {
+                ahead.extend(recording::read(recorded)?.0);
+                Source::Recording
+            }
+        };
+        let mut report = Report::default();
+        let mut rows = BTreeMap::new();
+        if !resumed {
+            let beginning = match &mut source {
+                Source::Files(follower) => follower.begin()?,
+                Source::Recording => ahead.pop_front().unwrap_or_default(),
+            };
+            (rows, report) = encode(settings, &beginning)?;
+            recording::write(&path, &beginning.to_line()?)?;
+        }
+        let (node, queue) = (node.to_owned(), VecDeque::new());
+        let mut watched = Watched { node, seed, shuffle, source, path, ahead, rows, pass: 0, queue };
+        watched.queue = watched.order();
+        Ok((watched, report))
+    }
+
+    /// The rows there are.
+    pub fn rows(&self) -> impl Iterator<Item = &Arc<Prompt>> {
+        self.rows.values()
+    }
+
+    /// Take in what takes effect at a step, and take out the step's rows.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin); then the edit has had no effect, and is not recorded.
+    pub fn step(&mut self, settings: &Settings, step: u64, batch_size: usize) -> Result<Moment, Error> {
+        let mut moment = Moment::default();
+        let recorded = self.ahead.front().is_some_and(|edit| edit.step == step);
+        let edit = match &mut self.source {
+            _ if recorded => self.ahead.pop_front().unwrap_or_default(),
+            // What the files began with has just been read.
+            Source::Files(follower) if self.ahead.is_empty() && step > 0 => follower.look(step)?,
+            _ => Edit::default(),
+        };
+        if !edit.is_empty() {
+            // A resumed run's own recording has those ahead already.
+            let known = recorded && matches!(self.source, Source::Files(_));
+            self.take_effect(settings, edit, !known, &mut moment)?;
+        }
+        if self.queue.is_empty() && step > 0 && !self.rows.is_empty() {
+            self.pass += 1;
+            self.queue = self.order();
+        }
+        while moment.rows.len() < batch_size
+            && let Some(row) = self.queue.pop_front()
+        {
+            let prompt = self.rows.get(&row).map(|prompt| Prompt { epoch: self.pass, ..Prompt::clone(prompt) });
+            moment.rows.extend(prompt.map(Arc::new));
+        }
+        Ok(moment)
+    }
+
+    fn take_effect(&mut self, settings: &Settings, edit: Edit, record: bool, moment: &mut Moment) -> Result<(), Error> {
+        let (added, report) = encode(settings, &edit)?;
+        if record {
+            recording::append(&self.path, &edit)?;
+        }
+        let places: Vec<String> = edit.removed.iter().map(describe).collect();
+        for place in edit.removed {
+            self.queue.retain(|row| *row != place.row);
+            if let Some(prompt) = self.rows.remove(&place.row) {
+                moment.removed.push((prompt, place));
+            }
+        }
+        added.keys().rev().for_each(|row| self.queue.push_front(*row));
+        let came = added.len();
+        self.rows.extend(added);
+        let mut parts = Vec::new();
+        if !places.is_empty() {
+            parts.push(format!("{} removed or edited", places.join(", ")));
+        }
+        if !edit.added.is_empty() {
+            parts.push(format!("{came} rows added"));
+            parts.extend(report.sentences().into_iter().skip(1));
+        }
+        moment.note = Some(format!("step {}: {}", edit.step, parts.join("; ")));
+        Ok(())
+    }
+
+    fn order(&self) -> VecDeque<u64> {
+        let rows: Vec<u64> = self.rows.keys().copied().collect();
+        match self.shuffle {
+            true => epoch_order(self.seed, &self.node, self.pass, rows.len()).into_iter().map(|n| rows[n]).collect(),
+            false => rows.into(),
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::new(Vec::new(), &self.rows.values().cloned().collect::<Vec<_>>())
+    }
+
+    /// The recording up to the step that `done` steps lead to, and what else there is.
+    ///
+    /// # Errors
+    /// When something cannot be read or written.
+    pub fn snapshot(&self, directory: &Path) -> Result<(), Error> {
+        let state = State { pass: self.pass, queue: self.queue.clone(), identity: self.identity() };
+        let path = directory.join(STATE);
+        let text = serde_json::to_vec(&state).map_err(|error| Error::Data(error.to_string()))?;
+        fs::write(&path, text).map_err(Error::io(&path))?;
+        // A resumed run's own recording holds what is yet to take effect, too.
+        let (edits, _) = recording::read(&self.path)?;
+        let ahead = match self.source {
+            Source::Files(_) => self.ahead.front().map_or(u64::MAX, |edit| edit.step),
+            Source::Recording => u64::MAX,
+        };
+        let lines: Vec<String> =
+            edits.iter().filter(|edit| edit.step < ahead).map(Edit::to_line).collect::<Result<_, _>>()?;
+        recording::write(&directory.join(EDITS), &lines.concat())
+    }
+
+    /// Take up a snapshot. Edits that the run's own recording has beyond it take effect again at their steps.
+    ///
+    /// # Errors
+    /// When something cannot be read, or the recordings do not agree.
+    pub fn restore(&mut self, settings: &Settings, directory: &Path) -> Result<(), Error> {
+        let path = directory.join(STATE);
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let broken = |error: serde_json::Error| Error::Restore(format!("{}: {error}", path.display()));
+        let state: State = serde_json::from_slice(&text).map_err(broken)?;
+        let (done, begun) = recording::read(&directory.join(EDITS))?;
+        let (whole, all) =
+            if self.path.exists() { recording::read(&self.path)? } else { (done.clone(), begun.clone()) };
+        if whole.get(..done.len()) != Some(&done[..]) {
+            let message = format!("{} is not the recording that the checkpoint was taken with", self.path.display());
+            return Err(Error::Restore(message));
+        }
+        match &mut self.source {
+            Source::Files(follower) => {
+                whole.iter().for_each(|edit| follower.know(edit));
+                self.ahead = whole[done.len()..].to_vec().into();
+                recording::write(&self.path, &all)?;
+            }
+            Source::Recording => {
+                let agrees = self.ahead.iter().zip(&done).all(|(ours, theirs)| ours == theirs);
+                if !agrees || self.ahead.len() < done.len() {
+                    let message = "the recording to repeat is not the one that the checkpoint was taken with";
+                    return Err(Error::Restore(message.into()));
+                }
+                self.ahead.drain(..done.len());
+                recording::write(&self.path, &begun)?;
+            }
+        }
+        for edit in &done {
+            edit.removed.iter().for_each(|place| drop(self.rows.remove(&place.row)));
+            self.rows.extend(encode(settings, edit)?.0);
+        }
+        (self.pass, self.queue) = (state.pass, state.queue);
+        self.identity().check(&state.identity)
+    }
+}
+
+/// Why what stems from a row is taken back.
+pub fn describe(place: &Place) -> String {
+    format!("{}:{}", place.file.display(), place.line)
+}
+
+/// The rows of an edit that belong to the part of the data and can be used.
+fn encode(settings: &Settings, edit: &Edit) -> Result<(BTreeMap<u64, Arc<Prompt>>, Report), Error> {
+    let raw = |Added { place, text }: &Added| {
+        let content = parse_line(text.as_bytes());
+        (place.row, RawRow { path: place.file.as_path().into(), line: place.line, content })
+    };
+    let selected: Vec<(u64, RawRow)> =
+        edit.added.iter().filter(|added| settings.part.contains(added.place.row)).map(raw).collect();
+    if selected.is_empty() {
+        return Ok(Default::default());
+    }
+    let (prompts, report) = data::encode(settings, &selected)?;
+    Ok((prompts.into_iter().map(|prompt| (prompt.row, prompt)).collect(), report))
+}
