@@ -320,6 +320,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_and_is_taken_back_is_said_to_be() {
+        let tokenizer = tiny_tokenizer();
+        let harness = Harness::new();
+        let mut sink: SampleSink = harness.build(&with("every: 1, count: 1", &tokenizer)).unwrap();
+        sink.step(0, inputs(&[pair(8, &[0, 5], &[6, 1], None), pair(9, &[0, 5], &[6, 1], None)])).unwrap();
+        let row = |row| {
+            let of = Retracted::Row { source: "data".into(), row };
+            Record::Retraction(Retraction { port_type: PortType::Pairs, of, because: Some("edited".into()) })
+        };
+        // Row 9 was not written, row 8 is taken back once.
+        sink.step(3, Inputs::new(vec![("pairs", vec![row(9), row(8), row(8)])])).unwrap();
+        let written = harness.read("samples.jsonl");
+        let expected = r#"{"step":3,"retracted":{"source":"data","row":8,"origin":"data","made_at_step":0,"position":8},"because":"edited"}"#;
+        assert_eq!(written.lines().skip(1).collect::<Vec<_>>(), [expected]);
+    }
+
+    #[test]
     fn a_resumed_run_cuts_the_file_back() {
         let tokenizer = tiny_tokenizer();
         let harness = Harness::new();

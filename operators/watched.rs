@@ -256,3 +256,74 @@ fn encode(settings: &Settings, edit: &Edit) -> Result<(BTreeMap<u64, Arc<Prompt>
     let (prompts, report) = data::encode(settings, &selected)?;
     Ok((prompts.into_iter().map(|prompt| (prompt.row, prompt)).collect(), report))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Columns, OnError, Part, Paths};
+    use crate::testing::{Harness, tiny_tokenizer};
+
+    fn row(answer: &str) -> String {
+        format!("{{\"prompt\": \"hi\", \"chosen\": \"{answer}\"}}\n")
+    }
+
+    /// Rows and passes of a step.
+    fn rows(watched: &mut Watched, settings: &Settings, step: u64) -> Vec<(u64, u64)> {
+        let moment = watched.step(settings, step, 2).unwrap();
+        moment.rows.iter().map(|prompt| (prompt.row, prompt.epoch)).collect()
+    }
+
+    #[test]
+    fn edits_after_a_checkpoint_are_repeated_when_the_run_resumes() {
+        let (harness, tokenizer, columns) = (Harness::new(), tiny_tokenizer(), Columns::default());
+        let paths = Paths::One(harness.write("rows.jsonl", &row("a").repeat(5)));
+        let settings = Settings {
+            paths: &paths,
+            columns: &columns,
+            tokenizer: tokenizer.path(),
+            chat_template: None,
+            max_prompt_tokens: None,
+            part: Part::Training { hold_out_every: 4 },
+            limit: None,
+            on_error: OnError::Skip,
+        };
+        let path = harness.path("edits/prompts.jsonl");
+        let begin = |replay: Option<&Path>, path: &Path, resumed| {
+            Watched::begin(&settings, replay, path.to_path_buf(), ("prompts", 1, false), resumed).unwrap().0
+        };
+        let mut watched = begin(None, &path, false);
+        // Rows 0, 1, 2 and 4: every fourth is held out.
+        assert_eq!(rows(&mut watched, &settings, 0), [(0, 0), (1, 0)]);
+        assert_eq!(rows(&mut watched, &settings, 1), [(2, 0), (4, 0)]);
+        let checkpoint = harness.checkpoint();
+        watched.snapshot(&checkpoint).unwrap();
+        // Row 5 comes first; what comes next is broken, and 7 is held out.
+        harness.write("rows.jsonl", &(row("a").repeat(5) + &row("b") + "{}\n" + &row("b")));
+        let moment = watched.step(&settings, 2, 2).unwrap();
+        assert_eq!(moment.rows.iter().map(|prompt| prompt.row).collect::<Vec<_>>(), [5]);
+        let note = moment.note.unwrap();
+        assert!(note.starts_with("step 2: 1 rows added; 1 rows skipped that cannot be used, the first: "), "{note}");
+        let then = [rows(&mut watched, &settings, 3), rows(&mut watched, &settings, 4)];
+        assert_eq!(then, [[(0, 1), (1, 1)], [(2, 1), (4, 1)]]);
+
+        let mut resumed = begin(None, &path, true);
+        resumed.restore(&settings, &checkpoint).unwrap();
+        assert_eq!(rows(&mut resumed, &settings, 2), [(5, 0)]);
+        assert_eq!([rows(&mut resumed, &settings, 3), rows(&mut resumed, &settings, 4)], then);
+        // From here on it follows the files again.
+        harness.write("rows.jsonl", &(row("a").repeat(4) + &row("b") + "{}\n" + &row("b")));
+        assert_eq!(rows(&mut resumed, &settings, 5), [(5, 1)]);
+        let moment = resumed.step(&settings, 6, 2).unwrap();
+        assert_eq!(moment.removed.iter().map(|(prompt, place)| (prompt.row, place.line)).collect::<Vec<_>>(), [(4, 5)]);
+        assert_eq!(moment.rows.iter().map(|prompt| prompt.row).collect::<Vec<_>>(), [0, 1]);
+        let (edits, _) = recording::read(&path).unwrap();
+        assert_eq!(edits.iter().map(|edit| edit.step).collect::<Vec<_>>(), [0, 2, 6]);
+
+        // The whole run again, from its recording.
+        let mut again = begin(Some(&path), &harness.path("again.jsonl"), false);
+        let whole: Vec<Vec<(u64, u64)>> = (0..6).map(|step| rows(&mut again, &settings, step)).collect();
+        assert_eq!(whole, [&[(0, 0), (1, 0)][..], &[(2, 0), (4, 0)], &[(5, 0)], &then[0], &then[1], &[(5, 1)]]);
+        let removed = again.step(&settings, 6, 2).unwrap().removed;
+        assert_eq!(removed.iter().map(|(prompt, _)| prompt.row).collect::<Vec<_>>(), [4]);
+    }
+}

@@ -21,6 +21,8 @@ pub mod distinct;
 pub mod join;
 pub mod key;
 pub mod ranking;
+#[cfg(test)]
+mod script;
 pub mod semijoin;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,8 @@
 //! | `damage` | a damaged checkpoint is refused, and nothing is changed |
 //! | `composites` | operators made of others train and resume |
 //! | `rewiring` | other algorithms, by YAML alone |
+//! | `relational` | pairs of the best and the worst candidates, and none that is outdated |
+//! | `watch` | data that is edited while the run goes on |
 //! | `failures` | what goes wrong ends the run, and is named |
 //! | `examples` | the programs under `examples` work |
 //! | `shipped` | the pipelines that ship train |
@@ -19,7 +21,9 @@ mod determinism;
 mod examples;
 mod failures;
 mod models;
+mod relational;
 mod resume;
 mod rewiring;
 mod shipped;
+mod watch;
 mod workplace;

@@ -197,6 +197,11 @@ fn steps_without_pairs_survive_kills() {
     kill_and_resume(IDLE_STEPS, &["max_staleness=2"], 4, 6);
 }
 
+#[test]
+fn online_self_play_survives_kills() {
+    kill_and_resume(crate::relational::ONLINE, &["max_staleness=1"], 4, 7);
+}
+
 /// Interrupt once the run has said that it has done so many steps.
 fn interrupt_after(here: &Workplace, arguments: &[&str], steps: u64) {
     let mut command = here.command(arguments);
