@@ -38,7 +38,7 @@ fn element(n: u64, inputs: usize) -> Element {
         seed: None,
         values: [("score".to_owned(), score)].into(),
     };
-    let port = u32::from(inputs > 1 && n % GROUP == 0);
+    let port = u32::from(inputs > 1 && n.is_multiple_of(GROUP));
     Element { arrival: Arrival { step: 0, port, index: n as u32 }, record: Record::Sample(Arc::new(sample)) }
 }
 

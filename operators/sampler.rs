@@ -38,6 +38,10 @@ pub struct SamplerConfig {
     /// Draw from the likeliest tokens that have this probability together; 1 for all.
     #[serde(default = "default_top_p")]
     pub top_p: f64,
+    /// Lay the weights out anew for decoding on a CPU, where that pays; false is the plain way. Both compute the same sums,
+    /// in another order.
+    #[serde(default = "default_true")]
+    pub pack_weights: bool,
 }
 
 fn default_responses() -> usize {
@@ -56,6 +60,10 @@ fn default_top_p() -> f64 {
     1.0
 }
 
+fn default_true() -> bool {
+    true
+}
+
 /// See the [module](self).
 pub struct Sampler {
     config: SamplerConfig,
@@ -68,7 +76,8 @@ pub struct Sampler {
 impl Sampler {
     /// `responses_per_prompt` samples of each prompt, in the prompts' order, and the tokens generated.
     fn sample(&self, model: &SharedWeights, prompts: &[Arc<Prompt>], step: u64) -> Result<Vec<Sample>, OperatorError> {
-        let SamplerConfig { responses_per_prompt, max_new_tokens, temperature, top_k, top_p } = self.config;
+        let SamplerConfig { responses_per_prompt, max_new_tokens, temperature, top_k, top_p, pack_weights } =
+            self.config;
         let each = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, responses_per_prompt));
         let tasks: Vec<(u64, &Arc<Prompt>)> = (0..).zip(each).collect();
         let requests: Vec<Request> = tasks
@@ -81,7 +90,7 @@ impl Sampler {
         let warpers =
             Warpers { temperature, top_k: (top_k > 0).then_some(top_k), top_p: (top_p < 1.0).then_some(top_p) };
         let eos_ids = model.decoder.config.eos_token_ids.clone();
-        let sampling = Sampling { choice: Choice::Sample(warpers), eos_ids, compute: self.compute };
+        let sampling = Sampling { choice: Choice::Sample(warpers), eos_ids, compute: self.compute, pack_weights };
         let generations = generate(&model.decoder, &model.parameters, &requests, &sampling)?;
         let samples = tasks.iter().zip(requests).zip(generations).map(|(((n, prompt), request), generation)| {
             let mut values = prompt.values.clone();
@@ -179,7 +188,7 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
         let mut issues = Vec::new();
         let temperature = config.temperature;
-        if temperature.is_nan() || temperature <= 0.0 {
+        if !temperature.is_finite() || temperature <= 0.0 {
             issues.push(ConfigIssue::new("temperature", format!("expected a number above 0, found {temperature}")));
         }
         let top_p = config.top_p;

@@ -5,19 +5,18 @@
 //! the step at which it took effect; a run that repeats a recording, or resumes, takes edits from there.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::Prompt;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
 use crate::data::files::{RawRow, parse_line};
 use crate::data::follow::Follower;
 use crate::data::recording::{self, Added, Edit, Place};
 use crate::data::shuffle::epoch_order;
 use crate::data::{self, Identity, Report, Settings};
+use crate::{Error, state};
 
 /// Where edits come from.
 enum Source {
@@ -182,9 +181,7 @@ impl Watched {
     /// When something cannot be read or written.
     pub fn snapshot(&self, directory: &Path) -> Result<(), Error> {
         let state = State { pass: self.pass, queue: self.queue.clone(), identity: self.identity() };
-        let path = directory.join(STATE);
-        let text = serde_json::to_vec(&state).map_err(|error| Error::Data(error.to_string()))?;
-        fs::write(&path, text).map_err(Error::io(&path))?;
+        state::write(directory, STATE, &state)?;
         // A resumed run's own recording holds what is yet to take effect, too.
         let (edits, _) = recording::read(&self.path)?;
         let ahead = match self.source {
@@ -201,10 +198,7 @@ impl Watched {
     /// # Errors
     /// When something cannot be read, or the recordings do not agree.
     pub fn restore(&mut self, settings: &Settings, directory: &Path) -> Result<(), Error> {
-        let path = directory.join(STATE);
-        let text = fs::read(&path).map_err(Error::io(&path))?;
-        let broken = |error: serde_json::Error| Error::Restore(format!("{}: {error}", path.display()));
-        let state: State = serde_json::from_slice(&text).map_err(broken)?;
+        let state: State = state::read(directory, STATE)?;
         let (done, begun) = recording::read(&directory.join(EDITS))?;
         let (whole, all) =
             if self.path.exists() { recording::read(&self.path)? } else { (done.clone(), begun.clone()) };

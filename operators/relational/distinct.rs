@@ -32,7 +32,7 @@ Metrics: NODE/size, NODE/inserted, NODE/retracted.
 Errors: a record that lacks a field of `by`, or has NaN there.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/pairs.jsonl, tokenizer: models/smollm2, batch_size: 8}}
-once: {op: distinct, in: prompts.pairs, with: {by: [prompt, chosen]}}
+once: {op: distinct, in: prompts.pairs, with: {by: prompt}}
 replay: {op: replay_buffer, in: once, with: {draws: 8}}
 ";
     const INPUTS: &'static [PortSpec] =

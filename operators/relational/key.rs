@@ -197,7 +197,11 @@ impl JsonSchema for Field {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": "^(row|prompt|response|chosen|rejected|origin|values\\..+)$"})
+        // The text is values.NAME; reading it checks that.
+        json_schema!({"anyOf": [
+            {"type": "string", "enum": ["row", "prompt", "response", "chosen", "rejected", "origin"]},
+            {"type": "string"},
+        ]})
     }
 }
 

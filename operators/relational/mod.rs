@@ -45,7 +45,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, state};
 use key::Field;
 
 /// Records that the functions given to differential dataflow were handed in this process so far: what
@@ -259,9 +259,7 @@ impl<S: Shape> Operator for Relational<S> {
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        let path = directory.join(STATE);
-        let text = fs::read(&path).map_err(Error::io(&path))?;
-        let state: State = serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        let state: State = state::read(directory, STATE)?;
         self.elements = state.elements.into_iter().map(|element| (element.arrival, element.record)).collect();
         self.live = state.live.into_iter().collect();
         self.live.values().for_each(|of| *self.alike.entry(of.clone()).or_insert(0) += 1);
