@@ -14,6 +14,8 @@
 //! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
 //! | [`evaluator`], `sums` | held-out rows |
 //! | [`checkpoint`] | models in Hugging Face directories |
+//! | [`subprocess`], [`child`] | programs of one's own that answer records |
+//! | [`item`] | what prompts, samples and pairs have in common |
 //! | [`draws`] | random draws as functions of seed, node and step |
 //! | [`metrics_sink`], [`tensorboard`] | numbers to JSON Lines and TensorBoard |
 //! | [`sample_sink`] | readable samples to JSON Lines |
@@ -21,6 +23,7 @@
 
 pub mod batcher;
 pub mod checkpoint;
+pub mod child;
 mod compute;
 pub mod data;
 pub mod draws;
@@ -28,6 +31,7 @@ pub mod ema;
 pub mod error;
 pub mod evaluator;
 mod examples;
+pub mod item;
 pub mod learner_config;
 pub mod log_file;
 pub mod metrics_sink;
@@ -44,6 +48,7 @@ pub mod segment_sampler;
 pub mod segments;
 pub mod state;
 mod sums;
+pub mod subprocess;
 pub mod tensorboard;
 #[cfg(test)]
 mod testing;
@@ -75,6 +80,7 @@ pub fn registry() -> Registry {
         OperatorSpec::of::<preference_learner::PreferenceLearner>(),
         OperatorSpec::of::<ema::Ema>(),
         OperatorSpec::of::<evaluator::Evaluator>(),
+        OperatorSpec::of::<subprocess::Subprocess>(),
         OperatorSpec::of::<checkpoint::Checkpoint>(),
         OperatorSpec::of::<metrics_sink::MetricsSink>(),
         OperatorSpec::of::<sample_sink::SampleSink>(),

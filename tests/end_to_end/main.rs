@@ -7,6 +7,7 @@
 //! | `determinism` | the same seed gives the same bytes, another seed others |
 //! | `damage` | a damaged checkpoint is refused, and nothing is changed |
 //! | `composites` | operators made of others train and resume |
+//! | `outside` | programs and servers outside join the graph |
 //! | `rewiring` | other algorithms, by YAML alone |
 //! | `relational` | pairs of the best and the worst candidates, and none that is outdated |
 //! | `watch` | data that is edited while the run goes on |
@@ -22,6 +23,7 @@ mod examples;
 mod failures;
 mod models;
 mod relational;
+mod outside;
 mod resume;
 mod rewiring;
 mod shipped;
