@@ -13,6 +13,8 @@
 //! | [`preference_learner`], [`learner_config`] | updates of the policy |
 //! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
 //! | [`evaluator`], `sums` | held-out rows |
+//! | [`evaluator`] | held-out rows |
+//! | [`expression`] | formulas written in YAML, within limits |
 //! | [`checkpoint`] | models in Hugging Face directories |
 //! | [`subprocess`], [`child`] | programs of one's own that answer records |
 //! | [`item`] | what prompts, samples and pairs have in common |
@@ -31,6 +33,7 @@ pub mod ema;
 pub mod error;
 pub mod evaluator;
 mod examples;
+pub mod expression;
 pub mod item;
 pub mod learner_config;
 pub mod log_file;

@@ -292,7 +292,7 @@ mod tests {
         let checkpoint = harness.checkpoint();
         watched.snapshot(&checkpoint).unwrap();
         // Row 5 comes first; what comes next is broken, and 7 is held out.
-        harness.write("rows.jsonl", &(row("a").repeat(5) + &row("b") + "{}\n" + &row("b")));
+        harness.write("rows.jsonl", &format!("{}{}{{}}\n{}", row("a").repeat(5), row("b"), row("b")));
         let moment = watched.step(&settings, 2, 2).unwrap();
         assert_eq!(moment.rows.iter().map(|prompt| prompt.row).collect::<Vec<_>>(), [5]);
         let note = moment.note.unwrap();
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(rows(&mut resumed, &settings, 2), [(5, 0)]);
         assert_eq!([rows(&mut resumed, &settings, 3), rows(&mut resumed, &settings, 4)], then);
         // From here on it follows the files again.
-        harness.write("rows.jsonl", &(row("a").repeat(4) + &row("b") + "{}\n" + &row("b")));
+        harness.write("rows.jsonl", &format!("{}{}{{}}\n{}", row("a").repeat(4), row("b"), row("b")));
         assert_eq!(rows(&mut resumed, &settings, 5), [(5, 1)]);
         let moment = resumed.step(&settings, 6, 2).unwrap();
         assert_eq!(moment.removed.iter().map(|(prompt, place)| (prompt.row, place.line)).collect::<Vec<_>>(), [(4, 5)]);

@@ -58,7 +58,7 @@ fn every_epoch_shuffles_all_rows_and_a_step_needs_no_step_before_it() {
 #[test]
 fn pairs_carry_the_rejected_answers() {
     let harness = Harness::new();
-    let rows = plain_rows(1) + &with_rejected(1);
+    let rows = format!("{}{}", plain_rows(1), with_rejected(1));
     let mut source = source(&harness, &rows, "batch_size: 2, shuffle: false").unwrap();
     assert_eq!(harness.notes(), ["2 rows read; 1 rows without a rejected answer, which `pairs` leaves out"]);
     let outputs = source.step(1, Inputs::default()).unwrap();

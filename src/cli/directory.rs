@@ -63,7 +63,7 @@ pub fn latest(graph: &Graph, pipeline: &Path) -> anyhow::Result<PathBuf> {
 pub fn write_pipeline(directory: &Path, graph: &Graph, pipeline: &Path) -> anyhow::Result<()> {
     let yaml = serde_yaml::to_string(&graph.resolved)?;
     let header = format!("# {} with every parameter filled in, as sapo-flow ran it.\n", pipeline.display());
-    write_whole(&directory.join(PIPELINE), &(header + &yaml))
+    write_whole(&directory.join(PIPELINE), &format!("{header}{yaml}"))
 }
 
 /// Write a file so that it is there whole or not at all.

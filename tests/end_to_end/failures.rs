@@ -70,7 +70,7 @@ fn a_row_that_does_not_fit_is_named_at_its_step() {
     here.pipeline("p.yaml", ORPO);
     let long = "w10 ".repeat(60);
     let row = format!("{{\"prompt\": \"{long}\", \"chosen\": \"w11\", \"rejected\": \"w12\"}}\n");
-    here.write("pairs.jsonl", &(fs::read_to_string(here.path("pairs.jsonl")).unwrap() + &row));
+    here.write("pairs.jsonl", &format!("{}{row}", fs::read_to_string(here.path("pairs.jsonl")).unwrap()));
     // Eight rows before it, four a step.
     let stderr = failing(&here, &[]);
     says(&stderr, "node `batches` at step 2: row 8 (pair from `prompts`, step 2): its prompt alone has ");
