@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::{OperatorError, Pair, PortType, Prompt, Record, Sample, TokenId, Values};
 use sapo_flow_training::text::{TextTokenizer, encode_prompt};
 
@@ -208,6 +209,28 @@ impl Item {
         Ok(())
     }
 
+    /// Exchange the chosen and the rejected response. What was said of how the rejected one came to be goes.
+    ///
+    /// # Errors
+    /// When it has not both.
+    pub fn swap(&mut self) -> Result<(), OperatorError> {
+        let lacking = format!("{} has no two responses to exchange", self.label());
+        let (chosen, rejected) = match self {
+            Item::Prompt(prompt) => {
+                let prompt = Arc::make_mut(prompt);
+                (&mut prompt.chosen_ids, &mut prompt.rejected_ids)
+            }
+            Item::Pair(pair) => {
+                let pair = Arc::make_mut(pair);
+                (pair.segment, pair.weights_version, pair.seed) = (None, None, None);
+                (&mut pair.chosen_ids, &mut pair.rejected_ids)
+            }
+            Item::Sample(_) => return Err(lacking.into()),
+        };
+        std::mem::swap(chosen, rejected.as_mut().ok_or(lacking)?);
+        Ok(())
+    }
+
     /// How messages name it.
     pub fn label(&self) -> String {
         match self {
@@ -219,6 +242,13 @@ impl Item {
             Item::Pair(pair) => label(pair),
         }
     }
+}
+
+/// What is wrong with a name for a number, if anything: `values.NAME` must be an expression.
+pub fn value_name_issue(key: &str, name: &str) -> Option<ConfigIssue> {
+    let is_letter = |letter: char| letter.is_ascii_alphabetic() || letter == '_';
+    let good = name.starts_with(is_letter) && name.chars().all(|letter| is_letter(letter) || letter.is_ascii_digit());
+    (!good).then(|| ConfigIssue::new(key, format!("expected a name of letters, digits and `_`, found {name:?}")))
 }
 
 /// Parts as texts.

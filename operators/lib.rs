@@ -15,6 +15,7 @@
 //! | [`evaluator`], `sums` | held-out rows |
 //! | [`evaluator`] | held-out rows |
 //! | [`expression`] | formulas written in YAML, within limits |
+//! | [`map`], [`filter`], [`score`], [`scorer`] | expressions over records; log-probabilities for them |
 //! | [`checkpoint`] | models in Hugging Face directories |
 //! | [`subprocess`], [`child`] | programs of one's own that answer records |
 //! | [`item`] | what prompts, samples and pairs have in common |
@@ -34,9 +35,11 @@ pub mod error;
 pub mod evaluator;
 mod examples;
 pub mod expression;
+pub mod filter;
 pub mod item;
 pub mod learner_config;
 pub mod log_file;
+pub mod map;
 pub mod metrics_sink;
 pub mod preference_learner;
 pub mod prompt_source;
@@ -47,6 +50,8 @@ mod replay_statistics;
 pub mod rewrite;
 pub mod sample_sink;
 pub mod sampler;
+pub mod score;
+pub mod scorer;
 pub mod segment_sampler;
 pub mod segments;
 pub mod state;
@@ -83,6 +88,9 @@ pub fn registry() -> Registry {
         OperatorSpec::of::<preference_learner::PreferenceLearner>(),
         OperatorSpec::of::<ema::Ema>(),
         OperatorSpec::of::<evaluator::Evaluator>(),
+        OperatorSpec::of::<map::Map>(),
+        OperatorSpec::of::<filter::Filter>(),
+        OperatorSpec::of::<score::Score>(),
         OperatorSpec::of::<subprocess::Subprocess>(),
         OperatorSpec::of::<checkpoint::Checkpoint>(),
         OperatorSpec::of::<metrics_sink::MetricsSink>(),

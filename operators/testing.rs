@@ -145,11 +145,16 @@ pub fn tiny_tokenizer() -> tempfile::TempDir {
     directory
 }
 
-/// A file of the golden data: below GOLDEN_DIR where that is set, else below the repository's own.
-pub fn golden(name: &str) -> serde_json::Value {
+/// A file or folder of the golden data: below GOLDEN_DIR where that is set, else below the repository's own.
+pub fn golden_path(name: &str) -> PathBuf {
     let folder = std::env::var_os("GOLDEN_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden"), PathBuf::from);
-    let path = folder.join(name);
+    folder.join(name)
+}
+
+/// A JSON file of the golden data.
+pub fn golden(name: &str) -> serde_json::Value {
+    let path = golden_path(name);
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

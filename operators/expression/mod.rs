@@ -8,7 +8,11 @@
 use rhai::{AST, Dynamic, Engine, EvalAltResult, OptimizationLevel, ParseErrorType, Position, Scope};
 use sapo_flow_engine::pipeline::closest;
 
+pub mod evaluation;
 mod numbers;
+pub mod records;
+
+pub use numbers::number;
 
 /// Operations one evaluation may take.
 pub const MAX_OPERATIONS: u64 = 1_000_000;

@@ -1,4 +1,4 @@
-//! Programs and servers outside join the graph.
+//! Programs and servers outside join the graph, and so do expressions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,4 +69,39 @@ fn a_program_that_fails_ends_the_run() {
     let expected = "node `judged` at step 0: started again once, and still: `python3 judge.py` ended (exit status: 4) \
                     when 3 of 3 answers were missing; its standard error ended in\n    no reward today";
     assert!(said.stderr.contains(expected), "{}", said.stderr);
+}
+
+#[test]
+fn expressions_score_filter_and_change_pairs() {
+    let here = Workplace::new();
+    // Scored with the weights before the update, all pairs of a step in one batch: what the learner reports of them.
+    let nodes = "
+  prompts: {op: prompt_source, with: {path: pairs.jsonl, tokenizer: model, batch_size: 4, shuffle: false}}
+  short: {op: filter, in: prompts.pairs, with: {where: words(chosen).len() < 10, tokenizer: model}}
+  marked: {op: map, in: short, with: {set: {ratio: chosen_len / rejected_len}}}
+  scored:
+    op: score
+    in: {records: marked, weights: {from: learner.weights, feedback: {max_staleness: 0}}}
+    with: {score: chosen_avg_logps}
+  batches: {op: batcher, in: scored, with: {batch_size: 4, max_length: 48}}
+  learner: {op: preference_learner, in: batches.batches, with: {model: model, objective: orpo, learning_rate: 1e-3}}
+  metrics: {op: metrics_sink, in: [learner.metrics, short.metrics, marked.metrics, scored.metrics]}
+  policy: {op: checkpoint, in: learner.weights}
+";
+    here.pipeline("p.yaml", nodes);
+    let (whole, resumed) = run_and_resume(&here, "p.yaml", &["steps=7"], 3);
+    resumed.assert_same(&whole, "resumed from step 3");
+    // Rows 0 to 7 have chosen answers of 5, 6, 7, 8, 9, 10, 11 and 5 words, rejected ones of 4, 5, 6, 4, 5, 6, 4 and 5;
+    // the tokens are the words and the EOS.
+    let ratios = [[6. / 5., 7. / 6., 8. / 7., 9. / 5.], [10. / 6., 6. / 6., 0., 0.]];
+    for (step, metrics) in whole.metrics.iter().enumerate() {
+        let kept = [4.0, 2.0][step % 2];
+        assert_eq!((&metrics["short/kept"], &metrics["short/dropped"]), (&kept.into(), &(4.0 - kept).into()), "{step}");
+        let close = |name: &str, expected: f64| {
+            let found = metrics[name].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-4, "step {step}: {name} is {found}, not {expected}");
+        };
+        close("marked/ratio", ratios[step % 2].iter().sum::<f64>() / kept);
+        close("scored/score", metrics["logps/chosen"].as_f64().unwrap());
+    }
 }

@@ -63,6 +63,7 @@ impl Draft<'_> {
             self.nodes[index].connected = true;
             let (name, spec) = (self.nodes[index].name.clone(), self.nodes[index].spec.clone());
             for input in spec.inputs.iter().filter(|input| input.required) {
+                let input = &self.narrowed(&spec, input);
                 let mut emitters = self.emitters(&name, input);
                 if emitters.is_empty() {
                     let added = self.emitter_to_add(input).ok_or_else(|| {
@@ -83,6 +84,33 @@ impl Draft<'_> {
             }
         }
         Ok(())
+    }
+
+    /// An input that decides what its operator emits, of the one type that arrives there in the operator's example: the
+    /// example's settings may be for records of that type.
+    fn narrowed(&self, spec: &OperatorSpec, input: &PortSpec) -> PortSpec {
+        let decides = spec.outputs.iter().any(|output| output.follows == Some(input.name));
+        let kind = if decides { self.example_type(spec, input) } else { None };
+        let only = |kind: PortType| input.types.iter().position(|other| *other == kind);
+        PortSpec { types: kind.and_then(only).map_or(input.types, |at| &input.types[at..=at]), ..*input }
+    }
+
+    /// What arrives at an input in the operator's own example.
+    fn example_type(&self, spec: &OperatorSpec, input: &PortSpec) -> Option<PortType> {
+        let example: Mapping = serde_yaml::from_str(spec.example).ok()?;
+        let node = example.values().find(|node| node["op"] == spec.name)?;
+        let reference = match &node["in"] {
+            Value::Mapping(ports) => ports.get(input.name)?,
+            Value::Sequence(several) => several.first()?,
+            only => only,
+        };
+        let (from, port) = match reference.as_str()?.split_once('.') {
+            Some((from, port)) => (from, Some(port)),
+            None => (reference.as_str()?, None),
+        };
+        let emitter = self.registry.get(example.get(from)?["op"].as_str()?)?;
+        let output = emitter.outputs.iter().find(|output| port.is_none_or(|port| port == output.name))?;
+        output.types.first().copied().filter(|_| output.follows.is_none())
     }
 
     fn position(&self, name: &str) -> usize {

@@ -1,0 +1,134 @@
+//! Log-probabilities of records' responses, under a model of its own or one whose weights arrive.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sapo_flow_engine::operator::{ConfigIssue, Connections};
+use sapo_flow_engine::plan::{Memory, PlanContext};
+use sapo_flow_engine::record::Weights;
+use sapo_flow_engine::{BuildContext, OperatorError};
+use sapo_flow_training::device;
+use sapo_flow_training::learner::{Example, score};
+use sapo_flow_training::memory::Shape;
+use sapo_flow_training::model::{Compute, Model};
+use tch::{Device, Kind};
+
+use crate::compute::{PlannedModel, compute};
+use crate::expression::records::Logps;
+use crate::item::{Item, Part};
+use crate::weights::{SharedWeights, shared};
+
+/// The settings of a scorer, as its operator's config has them.
+#[derive(Clone, Debug)]
+pub struct ScorerSettings {
+    /// Directory of the model; absent: weights arrive.
+    pub model: Option<PathBuf>,
+    /// Where the model of that directory computes; absent: the run's device.
+    pub device: Option<String>,
+    /// Records that go through the model at a time.
+    pub batch_size: usize,
+}
+
+impl ScorerSettings {
+    /// What is wrong with them, given what is connected and whether log-probabilities are `asked` for at all.
+    pub fn check(&self, asked: bool, connections: &Connections) -> Vec<ConfigIssue> {
+        let weights = connections.input("weights").is_some();
+        let issue = |key: &str, message: &str| vec![ConfigIssue::new(key, message)];
+        match (asked, self.model.is_some(), weights) {
+            (true, true, true) => issue("model", "is given, but weights arrive too: leave out one of them"),
+            (true, false, false) => issue("", "log-probabilities need a model: give `model`, or connect `weights`"),
+            (false, true, _) => issue("model", "would have no effect: no expression reads log-probabilities"),
+            (false, _, true) => {
+                issue("", "`in: {weights: ...}` would have no effect: no expression reads log-probabilities")
+            }
+            (_, false, _) if self.device.is_some() => issue("device", "would have no effect without `model`"),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What it takes in memory.
+    ///
+    /// # Errors
+    /// When the model's configuration cannot be read.
+    pub fn memory(&self, context: &PlanContext) -> Result<Option<Memory>, OperatorError> {
+        let arrives = context.input("records");
+        let pairs = self.batch_size as u64;
+        let shape = |prompt, response| Shape::Pairs { pairs, prompt, response };
+        let of = |model: &PlannedModel, kept: u64| {
+            model.memory(kept, &arrives, |prompt, response| model.footprint().scoring(shape(prompt, response)))
+        };
+        Ok(match &self.model {
+            Some(directory) => {
+                let model = PlannedModel::load(directory, self.device.as_deref(), context.run)?;
+                of(&model, model.weights())
+            }
+            None => PlannedModel::arriving(context, "weights")?.and_then(|(model, _)| of(&model, 0)),
+        })
+    }
+}
+
+/// See the [module](self).
+pub struct Scorer {
+    settings: ScorerSettings,
+    device: Device,
+    compute: Compute,
+    threads: usize,
+    weights: Option<Arc<SharedWeights>>,
+}
+
+impl Scorer {
+    /// A scorer without its model yet.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn new(settings: ScorerSettings, context: &BuildContext) -> Result<Self, OperatorError> {
+        let device = device::parse(settings.device.as_deref().unwrap_or(&context.run.device))?;
+        Ok(Scorer { settings, device, compute: compute(context.run), threads: context.threads, weights: None })
+    }
+
+    /// Load the model.
+    ///
+    /// # Errors
+    /// When it cannot be loaded.
+    pub fn start(&mut self) -> Result<(), OperatorError> {
+        device::set_threads(self.threads);
+        if let Some(directory) = &self.settings.model {
+            let model = Model::load(Path::new(directory), self.device, Kind::Float)?;
+            let (decoder, parameters, files) = (model.decoder, model.parameters, Arc::new(model.files));
+            self.weights = Some(Arc::new(SharedWeights { decoder, parameters, files, version: 0 }));
+        }
+        Ok(())
+    }
+
+    /// The items' log-probabilities, under the weights that arrived where there is no model of its own.
+    ///
+    /// # Errors
+    /// When no weights arrived, or an item has tokens that the model has not.
+    pub fn logps(&self, items: &[&Item], arrived: Option<&Weights>) -> Result<Vec<Logps>, OperatorError> {
+        let weights = match (&self.weights, arrived) {
+            (Some(weights), _) => weights.clone(),
+            (None, Some(weights)) => shared(weights)?,
+            (None, None) => return Err("no weights arrived at this step".into()),
+        };
+        let examples: Vec<Example> = items.iter().map(|item| example(item)).collect();
+        let size = self.settings.batch_size;
+        let scores = score(&weights.decoder, &weights.parameters, &examples, &self.compute, size)?;
+        let both =
+            |score: sapo_flow_training::learner::ResponseScore| (f64::from(score.logps), f64::from(score.mean()));
+        let logps = scores
+            .iter()
+            .map(|score| Logps { first: both(score.chosen), rejected: score.rejected.map_or((0.0, 0.0), both) });
+        Ok(logps.collect())
+    }
+}
+
+fn example(item: &Item) -> Example {
+    let ids = |part: Part| item.ids(part).map(<[u32]>::to_vec);
+    Example {
+        prompt_ids: ids(Part::Prompt).unwrap_or_default(),
+        chosen_ids: ids(Part::Chosen).or_else(|| ids(Part::Response)).unwrap_or_default(),
+        rejected_ids: ids(Part::Rejected),
+        label: item.label(),
+        ..Example::default()
+    }
+}
