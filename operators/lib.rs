@@ -18,6 +18,7 @@
 //! | [`map`], [`filter`], [`score`], [`scorer`] | expressions over records; log-probabilities for them |
 //! | [`checkpoint`] | models in Hugging Face directories |
 //! | [`subprocess`], [`child`] | programs of one's own that answer records |
+//! | [`openai_sampler`], [`openai_judge`], [`openai`] | servers that answer and judge |
 //! | [`item`] | what prompts, samples and pairs have in common |
 //! | [`draws`] | random draws as functions of seed, node and step |
 //! | [`metrics_sink`], [`tensorboard`] | numbers to JSON Lines and TensorBoard |
@@ -41,6 +42,9 @@ pub mod learner_config;
 pub mod log_file;
 pub mod map;
 pub mod metrics_sink;
+pub mod openai;
+pub mod openai_judge;
+pub mod openai_sampler;
 pub mod preference_learner;
 pub mod prompt_source;
 pub mod reference;
@@ -92,6 +96,8 @@ pub fn registry() -> Registry {
         OperatorSpec::of::<filter::Filter>(),
         OperatorSpec::of::<score::Score>(),
         OperatorSpec::of::<subprocess::Subprocess>(),
+        OperatorSpec::of::<openai_sampler::OpenaiSampler>(),
+        OperatorSpec::of::<openai_judge::OpenaiJudge>(),
         OperatorSpec::of::<checkpoint::Checkpoint>(),
         OperatorSpec::of::<metrics_sink::MetricsSink>(),
         OperatorSpec::of::<sample_sink::SampleSink>(),

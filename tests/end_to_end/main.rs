@@ -13,6 +13,7 @@
 //! | `watch` | data that is edited while the run goes on |
 //! | `failures` | what goes wrong ends the run, and is named |
 //! | `examples` | the programs under `examples` work |
+//! | `server` | nothing: a server with OpenAI's HTTP interface |
 //! | `shipped` | the pipelines that ship train |
 //! | `models` | the directories that a run writes are models |
 
@@ -26,6 +27,7 @@ mod relational;
 mod outside;
 mod resume;
 mod rewiring;
+mod server;
 mod shipped;
 mod watch;
 mod workplace;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::server::Server;
 use crate::workplace::{Results, Workplace};
 
 /// A file of the repository.
@@ -104,4 +105,90 @@ fn expressions_score_filter_and_change_pairs() {
         close("marked/ratio", ratios[step % 2].iter().sum::<f64>() / kept);
         close("scored/score", metrics["logps/chosen"].as_f64().unwrap());
     }
+}
+
+/// Whether any file below a folder holds a text.
+fn holds(folder: &Path, text: &str) -> bool {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).any(|path| match path.is_dir() {
+        true => holds(&path, text),
+        false => fs::read(&path).unwrap().windows(text.len()).any(|part| part == text.as_bytes()),
+    })
+}
+
+/// A server's word for which answer is better decides what is chosen, and its own answers are scored.
+const JUDGED: &str = r#"
+  prompts: {op: prompt_source, with: {path: pairs.jsonl, tokenizer: model, batch_size: 4, shuffle: false}}
+  candidates:
+    op: openai_sampler
+    in: prompts
+    with: {server: {url: SERVER, model: tiny, api_key_env: TINY_KEY}, tokenizer: model, responses_per_prompt: 2, max_tokens: 2}
+  long: {op: filter, in: candidates, with: {where: response_len > 2}}
+  judged:
+    op: openai_judge
+    in: prompts.pairs
+    with:
+      server: {url: SERVER, model: tiny, api_key_env: TINY_KEY, retry_seconds: 0}
+      tokenizer: model
+      message: "{{ chosen }} {{ rejected }}"
+      swap_below: 12
+  batches: {op: batcher, in: judged, with: {batch_size: 4, max_length: 48}}
+  learner: {op: preference_learner, in: batches.batches, with: {model: model, objective: orpo, learning_rate: 1e-3}}
+  metrics: {op: metrics_sink, in: [learner.metrics, candidates.metrics, long.metrics, judged.metrics]}
+  samples: {op: sample_sink, in: judged, with: {tokenizer: model, every: 1, count: 4}}
+  policy: {op: checkpoint, in: learner.weights}
+"#;
+
+#[test]
+fn a_server_answers_and_judges() {
+    let here = Workplace::new();
+    let server = Server::start(&["--key", "a-secret-key"]);
+    here.pipeline("p.yaml", &JUDGED.replace("SERVER", &format!("'http://127.0.0.1:{}/v1'", server.port)));
+    let run = |arguments: &[&str]| {
+        let output = here.command(arguments).env("TINY_KEY", "a-secret-key").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&["run", "p.yaml", "--run-dir", "run", "-S", "steps=7"]);
+    let whole = here.results("run");
+    fs::write(here.path("run/checkpoints/latest"), "step-00000003").unwrap();
+    run(&["run", "--resume", "run"]);
+    here.results("run").assert_same(&whole, "resumed from step 3");
+    assert!(!holds(&here.path("run"), "a-secret-key"));
+    assert!(server.requests().iter().all(|request| request["key"] == "a-secret-key"));
+
+    // The judge says how many words both answers have: 5 + r % 7 and 4 + r % 3 in row r.
+    let words = |row: u64| (5 + row % 7) + (4 + row % 3);
+    for (step, metrics) in whole.metrics.iter().enumerate() {
+        let rows = || (step as u64 % 2 * 4..).take(4);
+        assert_eq!(metrics["judged/score"], rows().map(words).sum::<u64>() as f64 / 4.0, "step {step}");
+        assert_eq!(metrics["judged/swapped"], rows().filter(|row| words(*row) < 12).count() as f64, "step {step}");
+        // Two words at most, and an EOS where the server did not cut.
+        let generated = metrics["candidates/generated_tokens"].as_f64().unwrap();
+        assert!((16.0..=24.0).contains(&generated), "step {step}: {generated}");
+        assert_eq!(metrics["long/kept"].as_f64().unwrap() + metrics["long/dropped"].as_f64().unwrap(), 8.0);
+    }
+    let swapped = String::from_utf8(whole.samples).unwrap();
+    let line: serde_json::Value = serde_json::from_str(swapped.lines().next().unwrap()).unwrap();
+    // Row 0 has 5 and 4 words, 9 in all: exchanged.
+    let count =
+        |part: &str| line[part].as_str().unwrap().split_whitespace().filter(|word| word.starts_with('w')).count();
+    assert_eq!((line["row"].as_u64(), count("chosen"), count("rejected")), (Some(0), 4, 5));
+}
+
+#[test]
+fn a_server_that_is_not_there_ends_the_run() {
+    let here = Workplace::new();
+    let mut server = Server::start(&[]);
+    server.stop();
+    let url = format!("http://127.0.0.1:{}/v1", server.port);
+    let nodes = JUDGED.replace("SERVER", &format!("'{url}'")).replace(", api_key_env: TINY_KEY", "");
+    here.pipeline(
+        "p.yaml",
+        &nodes
+            .replace("model: tiny", "model: tiny, retries: 1, retry_seconds: 0")
+            .replace(", retry_seconds: 0, retry_seconds: 0", ", retry_seconds: 0"),
+    );
+    let said = here.sapo_flow(&["run", "p.yaml", "--run-dir", "out"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.stderr.contains("` at step 0: ") && said.stderr.contains(&url), "{}", said.stderr);
+    assert!(said.stderr.contains("(tried 2 times)"), "{}", said.stderr);
 }

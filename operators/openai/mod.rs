@@ -1,0 +1,100 @@
+//! Servers with OpenAI's HTTP interface (vLLM, llama.cpp and many others): what the operators that ask them share.
+
+pub mod client;
+pub mod message;
+
+use std::time::Duration;
+
+use sapo_flow_engine::operator::ConfigIssue;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// Where a server is, and how it may be used.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Its address up to and including `/v1`.
+    pub url: String,
+    /// The model's name there.
+    pub model: String,
+    /// Name of the environment variable that holds the API key; absent: no key is sent. The key itself is never written.
+    #[serde(default)]
+    pub api_key_env: Option<String>,
+    /// Requests under way at a time.
+    #[serde(default = "default_concurrency")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub concurrency: usize,
+    /// Requests begun in a minute, at most; absent: no limit.
+    #[serde(default)]
+    pub requests_per_minute: Option<f64>,
+    /// Longest wait for a reply, in seconds.
+    #[serde(default = "default_timeout")]
+    pub timeout_seconds: f64,
+    /// How often a request is made again when the server is busy, fails, or does not answer in time.
+    #[serde(default = "default_retries")]
+    pub retries: u32,
+    /// Wait before the first of these, in seconds; each next wait is twice as long. A server's Retry-After goes before.
+    #[serde(default = "default_retry_seconds")]
+    pub retry_seconds: f64,
+}
+
+fn default_concurrency() -> usize {
+    8
+}
+
+fn default_timeout() -> f64 {
+    120.0
+}
+
+fn default_retries() -> u32 {
+    5
+}
+
+fn default_retry_seconds() -> f64 {
+    0.5
+}
+
+impl ServerConfig {
+    /// What is wrong with it, under the key `server`.
+    pub fn check(&self) -> Vec<ConfigIssue> {
+        let mut issues = Vec::new();
+        let mut expect = |good: bool, key: &str, message: String| {
+            if !good {
+                issues.push(ConfigIssue::new(format!("server.{key}"), message));
+            }
+        };
+        let url = &self.url;
+        let has_scheme = url.starts_with("http://") || url.starts_with("https://");
+        expect(has_scheme, "url", format!("expected an address such as http://localhost:8000/v1, found {url:?}"));
+        expect(!self.model.is_empty(), "model", "expected the name of a model, found none".into());
+        if let Some(name) = &self.api_key_env {
+            let good = !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_');
+            // Not repeated: it may be a key, put there by mistake.
+            expect(good, "api_key_env", "expected the name of an environment variable".into());
+        }
+        let seconds = |value: f64| value > 0.0 && Duration::try_from_secs_f64(value).is_ok();
+        let (timeout, wait) = (self.timeout_seconds, self.retry_seconds);
+        expect(seconds(timeout), "timeout_seconds", format!("expected a number of seconds above 0, found {timeout}"));
+        let good = wait == 0.0 || seconds(wait);
+        expect(good, "retry_seconds", format!("expected a number of seconds, 0 or more, found {wait}"));
+        if let Some(requests) = self.requests_per_minute {
+            let good = requests > 0.0 && Duration::try_from_secs_f64(60.0 / requests).is_ok();
+            expect(good, "requests_per_minute", format!("expected a number above 0, found {requests}"));
+        }
+        issues
+    }
+}
+
+/// Keys of a request that are not for the user to set.
+const OWN_KEYS: [&str; 7] = ["model", "messages", "prompt", "seed", "n", "stream", "max_tokens"];
+
+/// What is wrong with more keys for requests, under `key`.
+pub fn check_request(key: &str, request: &Map<String, Value>) -> Vec<ConfigIssue> {
+    let own = request.keys().filter(|name| OWN_KEYS.contains(&name.as_str()));
+    own.map(|name| ConfigIssue::new(key, format!("`{name}` is set by the operator itself"))).collect()
+}
+
+#[cfg(test)]
+#[path = "../../tests/end_to_end/server.rs"]
+pub mod testing;
