@@ -59,8 +59,8 @@ pub mod scorer;
 pub mod segment_sampler;
 pub mod segments;
 pub mod state;
-mod sums;
 pub mod subprocess;
+mod sums;
 pub mod tensorboard;
 #[cfg(test)]
 mod testing;

@@ -45,7 +45,8 @@ pub struct SubprocessConfig {
     /// How often the program is started again when it ends or takes too long over one batch.
     #[serde(default)]
     pub restarts: u32,
-    /// Environment variables for the program, besides those of sapo-flow itself.
+    /// Environment variables for the program, besides those of sapo-flow itself. Run directories keep a pipeline as it is:
+    /// give secrets to sapo-flow's own environment instead.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
 }

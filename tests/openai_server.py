@@ -6,7 +6,7 @@ the number of words of the last message.
 
 --key K        refuses requests without that key
 --fail LIST    what to do with the first requests instead: a status, `drop` (hang up) or `silent` (never answer)
---hold N       answers only when N requests are waiting, the last of them first
+--hold N       answers N requests at a time, once all of them are there, the last first
 --reply TEXT   answers every request with this text
 --log FILE     appends each request as a JSON line: path, key, body, in_flight
 """
@@ -28,27 +28,28 @@ options = parser.parse_args()
 state = threading.Condition()
 failures = [word for word in options.fail.split(",") if word]
 in_flight = 0
-waiting = []
-released = set()
+arrivals = 0
+answered = set()
 
 
-def hold(number):
-    """Wait until enough requests do, and let them go one after the other, the last first."""
+def hold():
+    """Wait until the N requests are there of which this is one, and those of them that came later are answered."""
+    global arrivals
     with state:
-        waiting.append(number)
-        if len(waiting) == options.hold:
-            released.add(waiting[-1])
-            state.notify_all()
-        if not state.wait_for(lambda: number in released, timeout=60):
+        number = arrivals
+        arrivals += 1
+        last = number - number % options.hold + options.hold - 1
+        state.notify_all()
+        later = range(number + 1, last + 1)
+        if not state.wait_for(lambda: arrivals > last and answered.issuperset(later), timeout=60):
             raise TimeoutError("too few requests at a time")
+    return number
 
 
-def let_next_go(number):
+def let_others_go(number):
     with state:
-        waiting.remove(number)
-        if waiting:
-            released.add(waiting[-1])
-            state.notify_all()
+        answered.add(number)
+        state.notify_all()
 
 
 def complete(body):
@@ -69,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         global in_flight
+        self.is_in_flight = True
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         key = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         with state:
@@ -80,8 +82,14 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.answer(body, key, failure)
         finally:
-            with state:
-                in_flight -= 1
+            self.leave()
+
+    def leave(self):
+        """No longer in flight: before the reply goes, since the client may ask again as soon as it has it."""
+        global in_flight
+        with state:
+            in_flight -= self.is_in_flight
+            self.is_in_flight = False
 
     def answer(self, body, key, failure):
         if failure == "drop":
@@ -95,18 +103,18 @@ class Handler(BaseHTTPRequestHandler):
         elif options.reply is not None:
             self.send(200, options.reply)
         elif self.path in ("/v1/completions", "/v1/chat/completions"):
-            if options.hold:
-                hold(id(body))
+            number = hold() if options.hold else None
             choice = complete(body) if self.path == "/v1/completions" else chat(body)
             self.send(200, {"object": "list", "model": body["model"] if "model" in body else "", "choices": [choice]})
-            if options.hold:
-                let_next_go(id(body))
+            if number is not None:
+                let_others_go(number)
         else:
             self.send(404, {"error": {"message": f"no such path: {self.path}"}})
 
     def send(self, status, reply, headers=None):
         text = reply if isinstance(reply, str) else json.dumps(reply)
         data = text.encode()
+        self.leave()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **(headers or {})}.items():
             self.send_header(name, str(value))

@@ -54,6 +54,31 @@ fn a_python_program_scores_and_drops_pairs() {
 }
 
 #[test]
+fn a_python_program_picks_the_best_of_the_policys_answers() {
+    let here = Workplace::new();
+    let text = fs::read_to_string(repository("examples/best_of_n.yaml")).unwrap();
+    let on_cpu = "{epochs: 2, dtype: float32, device: cpu, threads: 1, checkpoint: {every: 2}}";
+    here.write("p.yaml", &text.replace("{epochs: 1, dtype: bfloat16, checkpoint: {every: 50}}", on_cpu));
+    let scorer = format!("scorer={}", repository("examples/length_scorer.py").display());
+    let (whole, resumed) =
+        run_and_resume(&here, "p.yaml", &[&scorer, "model=model", "data=chats.jsonl", "tokens=24"], 6);
+    resumed.assert_same(&whole, "resumed from step 6");
+    assert!(whole.models[0] != fs::read(here.path("model/model.safetensors")).unwrap());
+    // Four answers to each of 14 rows, twice.
+    let total = |name: &str| whole.metrics.iter().map(|step| step[name].as_f64().unwrap()).sum::<f64>();
+    assert_eq!((total("scored/records"), total("scored/dropped")), (112.0, 0.0));
+    let lines: Vec<serde_json::Value> =
+        String::from_utf8(whole.samples).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let far = |text: &serde_json::Value| {
+        let words = text.as_str().unwrap().split_whitespace().filter(|word| word.starts_with('w')).count();
+        words.abs_diff(12)
+    };
+    let pairs = lines.iter().filter(|line| line["chosen"].is_string()).count();
+    assert!(pairs >= 14, "{pairs} pairs");
+    assert!(lines.iter().all(|line| !line["chosen"].is_string() || far(&line["chosen"]) < far(&line["rejected"])));
+}
+
+#[test]
 fn a_program_that_fails_ends_the_run() {
     let here = Workplace::new();
     let program = "import sys\nsys.stdin.readline()\nprint('no reward today', file=sys.stderr)\nsys.exit(4)\n";
