@@ -16,7 +16,7 @@ pub fn write(directory: &Path, file: &str, state: &impl Serialize) -> Result<(),
     fs::write(&path, text).map_err(Error::io(&path))
 }
 
-/// Read what [`write`] wrote.
+/// Read what [`write()`] wrote.
 pub fn read<S: DeserializeOwned>(directory: &Path, file: &str) -> Result<S, Error> {
     let path = directory.join(file);
     let text = fs::read(&path).map_err(Error::io(&path))?;

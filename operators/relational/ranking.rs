@@ -17,7 +17,7 @@ const LEVELS: [u32; 4] = [12, 8, 4, 0];
 
 static TOUCHED: AtomicU64 = AtomicU64::new(0);
 
-/// See [`records_touched`](super::records_touched).
+/// Records that our functions have been handed so far.
 pub fn records_touched() -> u64 {
     TOUCHED.load(Ordering::Relaxed)
 }
