@@ -17,7 +17,7 @@ pub struct OperatorDoc {
     /// One line.
     pub summary: &'static str,
     /// Markdown: what it does, its state, its errors.
-    pub description: &'static str,
+    pub description: String,
     /// Inputs, the first of which `in: x` means.
     pub inputs: Vec<PortDoc>,
     /// Outputs, the first of which a bare node name means.
@@ -74,7 +74,7 @@ impl OperatorDoc {
         OperatorDoc {
             name: spec.name,
             summary: spec.summary,
-            description: spec.docs.trim(),
+            description: format!("{}\n\n{}", spec.docs.trim(), (spec.appendix)()).trim().to_owned(),
             inputs: spec.inputs.iter().map(PortDoc::of).collect(),
             outputs: spec.outputs.iter().map(PortDoc::of).collect(),
             parameters,
@@ -85,7 +85,7 @@ impl OperatorDoc {
 
     /// For a terminal.
     pub fn to_text(&self) -> String {
-        let mut text = format!("{}: {}\n\n{}\n", self.name, self.summary, wrapped(self.description, ""));
+        let mut text = format!("{}: {}\n\n{}\n", self.name, self.summary, wrapped(&self.description, ""));
         for (title, ports) in [("Inputs", &self.inputs), ("Outputs", &self.outputs)] {
             section(&mut text, title, ports.iter().map(|port| (port.heading(), port.description.to_owned())));
         }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::graph::RunSettings;
 use crate::plan::{NodePlan, PlanContext};
-pub use crate::port::{Connections, PortSpec, Retractions};
+pub use crate::port::{Connections, PortSpec, Retractions, Source};
 use crate::record::Record;
 use crate::relation::{Element, Relation};
 use crate::runtime::event::EventSender;
@@ -181,6 +181,11 @@ pub trait Define: Operator + Sized + 'static {
         Vec::new()
     }
 
+    /// Markdown that follows [`DOCS`](Self::DOCS), where some of it is made by the program.
+    fn appendix() -> String {
+        String::new()
+    }
+
     /// What the node will take.
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
         let _ = (config, context);
@@ -239,6 +244,8 @@ pub struct OperatorSpec {
     pub retracts: fn(&serde_yaml::Value) -> bool,
     /// [`Define::check_connections`].
     pub check_connections: fn(&serde_yaml::Value, &Connections) -> Vec<ConfigIssue>,
+    /// [`Define::appendix`].
+    pub appendix: fn() -> String,
     /// [`Define::plan`].
     pub plan: fn(&serde_yaml::Value, &PlanContext) -> Result<NodePlan, OperatorError>,
     /// [`Define::files`].
@@ -269,6 +276,7 @@ impl OperatorSpec {
             check_connections: |value, connections| {
                 config_of(value).map(|config| D::check_connections(&config, connections)).unwrap_or_default()
             },
+            appendix: D::appendix,
             plan: |value, context| D::plan(&config_of(value)?, context),
             files: |value| config_of(value).map(|config| D::files(&config)).unwrap_or_default(),
             build: |value, context| {

@@ -79,8 +79,21 @@ impl PortSpec {
 pub struct Connections {
     /// The inputs that edges end at, each with the type that arrives there.
     pub inputs: Vec<(&'static str, PortType)>,
+    /// Where the edges come from.
+    pub sources: Vec<Source>,
     /// The outputs that are read.
     pub outputs: Vec<&'static str>,
+}
+
+/// Where an edge that ends at a node comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The input where it ends.
+    pub input: &'static str,
+    /// The node that it comes from.
+    pub node: String,
+    /// That node's operator.
+    pub op: &'static str,
 }
 
 impl Connections {

@@ -282,9 +282,9 @@ pub(crate) fn report_issues(draft: &Draft, issues: Vec<ConfigIssue>, report: &mu
         None => (&nothing, draft.op_span),
     };
     for issue in issues {
-        let found = look_up(with, &issue.key);
-        match found {
-            Some(yaml) if issue.message.contains(issue.key.as_str()) => blame(report, yaml, issue.message),
+        let last = issue.key.rsplit('.').next().unwrap_or_default();
+        match look_up(with, &issue.key) {
+            Some(yaml) if issue.message.contains(last) => blame(report, yaml, issue.message),
             Some(yaml) => blame(report, yaml, format!("`{}`: {}", issue.key, issue.message)),
             None if issue.key.is_empty() => report.error(key, format!("in `{}`: {}", draft.name, issue.message)),
             None => report.error(key, format!("`{}` of `{}`: {}", issue.key, draft.name, issue.message)),
@@ -301,9 +301,21 @@ fn contains_invalid(yaml: &Yaml) -> bool {
     }
 }
 
-/// The value at a dotted key.
+/// The value at a dotted key, in which numbers count the items of lists; where the end of it is missing, what is there.
 fn look_up<'a>(yaml: &'a Yaml, key: &str) -> Option<&'a Yaml> {
-    key.split('.').try_fold(yaml, |yaml, part| yaml.get(part).map(|entry| &entry.value))
+    let part = |yaml: &'a Yaml, part: &str| match &yaml.content {
+        Content::Sequence(items) => items.get(part.parse::<usize>().ok()?),
+        _ => yaml.get(part).map(|entry| &entry.value),
+    };
+    let mut parts = key.split('.');
+    let mut found = part(yaml, parts.next()?)?;
+    for name in parts {
+        match part(found, name) {
+            Some(inner) => found = inner,
+            None => break,
+        }
+    }
+    Some(found)
 }
 
 fn node(draft: &Draft) -> Option<Node> {

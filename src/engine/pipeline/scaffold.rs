@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_yaml::{Mapping, Value};
 
 use super::suggest::closest;
-use crate::operator::{OperatorSpec, PortSpec, Registry};
+use crate::operator::{Connections, OperatorSpec, PortSpec, Registry, Source};
 use crate::record::PortType;
 
 /// A pipeline with these operators, in this order, and with those that they need to have every input connected.
@@ -204,6 +204,32 @@ impl Draft<'_> {
         Ok(())
     }
 
+    /// The settings of a node in its operator's own example; or where these do not go with what the node reads, those
+    /// in the example of that.
+    fn settings(&self, node: &Node) -> Result<Option<Value>, serde_yaml::Error> {
+        let own = example_settings(&node.spec, node.spec.example)?;
+        let mut connections = Connections::default();
+        let mut examples = Vec::new();
+        for wire in &node.wires {
+            let from = &self.nodes[self.position(&wire.from)];
+            let output = from.spec.outputs.iter().find(|output| output.name == wire.output);
+            let carried = output.map_or_else(Vec::new, |output| self.carried(from, output));
+            connections.inputs.extend(carried.into_iter().map(|kind| (wire.input, kind)));
+            connections.sources.push(Source { input: wire.input, node: from.name.clone(), op: from.spec.name });
+            examples.push(from.spec.example);
+        }
+        let fits = |with: &Value| (node.spec.check_connections)(with, &connections).is_empty();
+        if own.as_ref().is_none_or(fits) {
+            return Ok(own);
+        }
+        for example in examples {
+            if let Some(with) = example_settings(&node.spec, example)?.filter(fits) {
+                return Ok(Some(with));
+            }
+        }
+        Ok(own)
+    }
+
     fn to_text(&self) -> Result<String, serde_yaml::Error> {
         let mut nodes = Mapping::new();
         for node in &self.nodes {
@@ -212,7 +238,7 @@ impl Draft<'_> {
             if !node.wires.is_empty() {
                 entry.insert("in".into(), Value::Mapping(inputs(node)));
             }
-            if let Some(with) = example_settings(&node.spec)? {
+            if let Some(with) = self.settings(node)? {
                 entry.insert("with".into(), with);
             }
             nodes.insert(node.name.as_str().into(), Value::Mapping(entry));
@@ -262,9 +288,9 @@ impl Wire {
     }
 }
 
-/// The settings of an operator's node in its own example.
-fn example_settings(spec: &OperatorSpec) -> Result<Option<Value>, serde_yaml::Error> {
-    let example: Mapping = serde_yaml::from_str(spec.example)?;
+/// The settings of an operator's node in an example.
+fn example_settings(spec: &OperatorSpec, example: &str) -> Result<Option<Value>, serde_yaml::Error> {
+    let example: Mapping = serde_yaml::from_str(example)?;
     let node = example.values().find(|node| node["op"] == spec.name);
     Ok(node.and_then(|node| node.get("with")).cloned())
 }

@@ -199,6 +199,13 @@ pub(crate) fn blame<'r>(report: &'r mut Report, yaml: &Yaml, message: String) ->
     diagnostic
 }
 
+/// So many words are listed in full; of more only the first half of that number.
+const MOST_WORDS: usize = 12;
+
+fn quoted(words: &[String]) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
 /// What a schema asks for, in words.
 pub(crate) fn describe(schema: &Json, root: &Json) -> String {
     let schema = follow(schema, root);
@@ -214,7 +221,10 @@ pub(crate) fn describe(schema: &Json, root: &Json) -> String {
     }
     let words = words(schema, root);
     if !words.is_empty() {
-        return super::suggest::one_of(&words);
+        return match words.len() > MOST_WORDS {
+            true => format!("{} or {} others", quoted(&words[..MOST_WORDS / 2]), words.len() - MOST_WORDS / 2),
+            false => super::suggest::one_of(&words),
+        };
     }
     let kinds: Vec<&str> = match &schema["type"] {
         Json::String(kind) => vec![kind],

@@ -7,7 +7,7 @@ use super::document::report_issues;
 use super::schema::blame;
 use super::suggest::join_or;
 use super::wiring::{Connector, Draft, Wire};
-use crate::operator::{Connections, PortSpec};
+use crate::operator::{Connections, PortSpec, Source};
 use crate::record::PortType;
 
 /// What an output carries: its own type, or the types of what arrives at the input that it follows; nothing where
@@ -46,7 +46,10 @@ pub(crate) fn check_connections(drafts: &[Draft], report: &mut Report) {
         connections.outputs.dedup();
         for wire in &draft.wires {
             let carried = carried(drafts, wire.from_node, wire.from_port);
-            connections.inputs.extend(carried.into_iter().map(|kind| (op.inputs[wire.to_port].name, kind)));
+            let (input, from) = (op.inputs[wire.to_port].name, &drafts[wire.from_node]);
+            connections.inputs.extend(carried.into_iter().map(|kind| (input, kind)));
+            let source = from.op.as_ref().map(|op| Source { input, node: from.name.clone(), op: op.name });
+            connections.sources.extend(source);
         }
         report.set_context(&draft.uses);
         let config = draft.with.as_ref().map_or(Value::Null, |with| with.value.to_value());
