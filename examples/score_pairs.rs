@@ -35,8 +35,8 @@ pub fn score_file(model: &Path, file: &Path) -> anyhow::Result<Vec<(f32, f32)>> 
             prompt_ids: pair.prompt_ids,
             chosen_ids: pair.chosen_ids,
             rejected_ids: Some(pair.rejected_ids),
-            reference: None,
             label: format!("line {}", examples.len() + 1),
+            ..Example::default()
         });
     }
     let scores = score(&model.decoder, &model.parameters, &examples, &Compute { kind: Kind::Float }, 8)?;

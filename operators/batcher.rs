@@ -24,6 +24,21 @@ pub struct Config {
     /// How a step's pairs are divided when they fill several batches.
     #[serde(default)]
     pub bucketing: Bucketing,
+    /// Where rejected responses come from: as given with the pairs, or the next pair's answer.
+    #[serde(default)]
+    pub rejected: Rejected,
+}
+
+/// Where rejected responses come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejected {
+    /// The pairs have them, or have none.
+    #[default]
+    Given,
+    /// The chosen response of the step's next pair: an answer that does not fit the prompt, from which KTO estimates how
+    /// far the policy is from the reference.
+    NextAnswer,
 }
 
 /// How a step's pairs are divided into batches.
@@ -51,11 +66,16 @@ Divides all pairs of a step into batches of at most `batch_size`, in the same st
 for a later step. A learner makes one update from all batches of a step, so `batch_size` bounds memory and does not change \
 the result. Prompts are taken too, as pairs without a rejected response, for supervised fine-tuning.
 
+`rejected: next_answer` gives each pair the chosen response of the step's next one as its rejected response (the last \
+gets the first one's): what `objective: kto` compares single answers with. A step's only pair has no next one, and is left \
+out and counted.
+
 A prompt and a response together may have `max_length` tokens; a longer response is cut at its end. `bucketing: length` \
 sorts a step's pairs by the length of their longer side first.
 
 Metrics: `batcher/pairs`; `batcher/batches`; `batcher/truncated`, the number of responses cut; `batcher/padding`, the share \
-of positions that padding to the longest response of each batch takes.
+of positions that padding to the longest response of each batch takes; with `rejected: next_answer` `batcher/unmatched`, \
+the pairs left out.
 
 State: none. It holds nothing that could be taken back: retractions concern earlier steps, whose batches have been learned \
 from. A `replay_buffer` before it is where they have an effect.
@@ -122,6 +142,11 @@ impl Operator for Batcher {
             truncated += cut;
             pairs.push(pair);
         }
+        let mut unmatched = 0;
+        if self.config.rejected == Rejected::NextAnswer {
+            unmatched = usize::from(pairs.len() == 1);
+            pairs = with_next_answers(pairs, self.config.max_length);
+        }
         if self.config.bucketing == Bucketing::Length {
             pairs.sort_by_key(|pair| pair.prompt_ids.len() + longest_response(pair));
         }
@@ -134,10 +159,12 @@ impl Operator for Batcher {
             ("batcher/truncated", truncated as f64),
             ("batcher/padding", padding(&chunks)),
         ];
+        let unmatched =
+            (self.config.rejected == Rejected::NextAnswer).then_some(("batcher/unmatched", unmatched as f64));
         for chunk in chunks {
             outputs.push("batches", Record::Batch(Arc::new(Batch { pairs: chunk.to_vec(), reference: None })));
         }
-        let values = values.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        let values = values.into_iter().chain(unmatched).map(|(name, value)| (name.to_string(), value)).collect();
         outputs.push("metrics", Record::Metrics(Arc::new(Metrics { values })));
         Ok(outputs)
     }
@@ -189,6 +216,20 @@ fn fit(pair: Arc<Pair>, max_length: usize) -> Result<(Arc<Pair>, usize), Error> 
         ..*pair
     };
     Ok((Arc::new(fitted), cut))
+}
+
+/// Each pair with the next one's chosen response as its rejected one; none where there is no next one.
+fn with_next_answers(pairs: Vec<Arc<Pair>>, max_length: usize) -> Vec<Arc<Pair>> {
+    if pairs.len() < 2 {
+        return Vec::new();
+    }
+    let next = pairs.iter().cycle().skip(1);
+    let mismatched = pairs.iter().zip(next).map(|(pair, next)| {
+        let room = max_length - pair.prompt_ids.len();
+        let answer = next.chosen_ids.iter().copied().take(room).collect();
+        Arc::new(Pair { rejected_ids: Some(answer), segment: None, ..Pair::clone(pair) })
+    });
+    mismatched.collect()
 }
 
 /// What remains of a segment when its response is cut to `room` tokens.
@@ -306,6 +347,25 @@ mod tests {
         let (batches, _) = run("{batch_size: 2, max_length: 8}", vec![Record::Prompt(Arc::new(prompt))]).unwrap();
         let expected = Pair { step: 3, position: 0, origin: "node".into(), ..pair(4, &[1], &[2, 3], None) };
         assert_eq!(*batches[0].pairs[0], expected);
+    }
+
+    #[test]
+    fn the_next_answer_can_be_the_rejected_one() {
+        let answers: [&[u32]; 3] = [&[2, 3], &[4], &[5, 6, 7]];
+        let pairs = |count: usize| -> Vec<Record> {
+            let pair = |(row, answer): (usize, &&[u32])| record(pair(row as u64, &[1; 6], answer, None));
+            answers[..count].iter().enumerate().map(pair).collect()
+        };
+        let with = "{batch_size: 2, max_length: 8, rejected: next_answer}";
+        let (batches, metrics) = run(with, pairs(3)).unwrap();
+        let rejected: Vec<_> =
+            batches.iter().flat_map(|batch| &batch.pairs).map(|pair| pair.rejected_ids.clone().unwrap()).collect();
+        // The third answer is cut to the 2 tokens that the prompt leaves.
+        assert_eq!(rejected, [vec![4], vec![5, 6], vec![2, 3]]);
+        assert_eq!((metrics.values["batcher/unmatched"], metrics.values["batcher/truncated"]), (0.0, 1.0));
+        let (batches, metrics) = run(with, pairs(1)).unwrap();
+        assert!(batches.is_empty());
+        assert_eq!(metrics.values["batcher/unmatched"], 1.0);
     }
 
     #[test]

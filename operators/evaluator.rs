@@ -187,8 +187,8 @@ impl Evaluator {
                 prompt_ids: pair.prompt.clone(),
                 chosen_ids: pair.answer.clone(),
                 rejected_ids: Some(pair.rejected.clone()),
-                reference: None,
                 label: format!("held-out row {}", pair.row),
+                ..Example::default()
             })
             .collect();
         let (decoder, parameters) = (&weights.decoder, &weights.parameters);
@@ -301,6 +301,9 @@ evaluation:
         issues.extend(zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")));
         if let Some(every @ 0..2) = config.hold_out_every {
             issues.push(ConfigIssue::new("hold_out_every", format!("expected a number above 1, found {every}")));
+        }
+        if !config.columns.values.is_empty() {
+            issues.push(ConfigIssue::new("columns.values", "`values` have no effect here: nothing reads them"));
         }
         issues
     }

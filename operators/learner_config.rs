@@ -2,46 +2,11 @@
 
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_training::learner::LayoutKind;
-use sapo_flow_training::objectives::{DpoLoss, NllScope, Objective};
 use sapo_flow_training::optim::{Rule, ScheduleKind, Warmup};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is minimised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ObjectiveName {
-    /// Odds ratio preference optimization.
-    Orpo,
-    /// Direct preference optimization; batches must have passed a `reference`.
-    Dpo,
-    /// Supervised fine-tuning on the chosen responses.
-    Sft,
-}
-
-/// Variants of DPO.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DpoLossName {
-    /// The original; with label_smoothing cDPO.
-    Sigmoid,
-    /// A hinge on the margin (SLiC).
-    Hinge,
-    /// IPO on summed log-ratios.
-    Ipo,
-    /// IPO on log-ratios per token, as TRL's trainer computes it.
-    IpoPerToken,
-}
-
-/// Tokens that the NLL term covers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum NllName {
-    /// Prompt and response.
-    Sequence,
-    /// The response alone.
-    Response,
-}
+use crate::objectives::ObjectiveConfig;
 
 /// Update rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -85,16 +50,10 @@ pub enum LayoutName {
 pub struct PreferenceLearnerConfig {
     /// Directory of the model to train, in Hugging Face's layout.
     pub model: String,
-    /// What is minimised: orpo, dpo or sft.
-    pub objective: ObjectiveName,
-    /// ORPO: weight of the odds ratio term (default 0.1). DPO: strength of the pull to the reference (default 0.1).
-    pub beta: Option<f64>,
-    /// DPO only: sigmoid (default), hinge, ipo or ipo_per_token.
-    pub loss: Option<DpoLossName>,
-    /// DPO with the sigmoid loss only: assumed probability that a pair's labels are swapped (default 0).
-    pub label_smoothing: Option<f64>,
-    /// ORPO and SFT: tokens that the NLL covers, sequence (ORPO's default, as in TRL) or response (SFT's default).
-    pub nll: Option<NllName>,
+    /// What is minimised: the name of an objective, `{name: dpo, beta: 0.2}` with params, a formula of your own
+    /// (`{use: log_ratios, formula: "..."}`) or a `{file: PATH}` with one, or a list of these, each with a `weight`, for
+    /// their sum.
+    pub objective: ObjectiveConfig,
     /// Update rule: adamw, rmsprop or sgd. Weight decay applies to matrices only, as in Hugging Face's Trainer.
     #[serde(default = "default_optimizer")]
     pub optimizer: OptimizerName,
@@ -145,28 +104,6 @@ fn default_schedule() -> ScheduleName {
 }
 
 impl PreferenceLearnerConfig {
-    /// The objective with its settings.
-    pub fn objective(&self) -> Objective {
-        let beta = self.beta.unwrap_or(0.1);
-        let nll = |default| match self.nll.unwrap_or(default) {
-            NllName::Sequence => NllScope::Sequence,
-            NllName::Response => NllScope::Response,
-        };
-        match self.objective {
-            ObjectiveName::Orpo => Objective::Orpo { beta, nll: nll(NllName::Sequence) },
-            ObjectiveName::Sft => Objective::Sft { nll: nll(NllName::Response) },
-            ObjectiveName::Dpo => {
-                let loss = match self.loss.unwrap_or(DpoLossName::Sigmoid) {
-                    DpoLossName::Sigmoid => DpoLoss::Sigmoid { label_smoothing: self.label_smoothing.unwrap_or(0.0) },
-                    DpoLossName::Hinge => DpoLoss::Hinge,
-                    DpoLossName::Ipo => DpoLoss::Ipo,
-                    DpoLossName::IpoPerToken => DpoLoss::IpoPerToken,
-                };
-                Objective::Dpo { beta, loss }
-            }
-        }
-    }
-
     /// The update rule with its settings.
     pub fn rule(&self) -> Rule {
         let eps = self.eps.unwrap_or(1e-8);
@@ -212,13 +149,6 @@ impl PreferenceLearnerConfig {
                 issues.push(ConfigIssue::new(key, format!("has no effect: {why}")));
             }
         };
-        let objective = self.objective;
-        no_effect(self.beta.is_some() && objective == ObjectiveName::Sft, "beta", "the objective is sft");
-        let not_dpo = objective != ObjectiveName::Dpo;
-        no_effect(self.loss.is_some() && not_dpo, "loss", "the objective is not dpo");
-        let not_sigmoid = not_dpo || self.loss.is_some_and(|loss| loss != DpoLossName::Sigmoid);
-        no_effect(self.label_smoothing.is_some() && not_sigmoid, "label_smoothing", "it is for dpo's sigmoid loss");
-        no_effect(self.nll.is_some() && objective == ObjectiveName::Dpo, "nll", "dpo has no NLL term");
         no_effect(self.betas.is_some() && self.optimizer != OptimizerName::Adamw, "betas", "they are adamw's");
         no_effect(self.alpha.is_some() && self.optimizer != OptimizerName::Rmsprop, "alpha", "it is rmsprop's");
         no_effect(self.eps.is_some() && self.optimizer == OptimizerName::Sgd, "eps", "sgd has none");
@@ -226,13 +156,11 @@ impl PreferenceLearnerConfig {
         no_effect(both, "warmup_steps", "warmup_ratio is given too");
 
         let mut wrong = |key: &str, message: String| issues.push(ConfigIssue::new(key, message));
-        for checked in [self.objective().check(), self.rule().check()] {
-            if let Err(error) = checked {
-                let message = error.to_string();
-                let key = message.split_once(':').map_or("objective", |(key, _)| key);
-                // beta1 and beta2 are written as one list.
-                wrong(if matches!(key, "beta1" | "beta2") { "betas" } else { key }, message.clone());
-            }
+        if let Err(error) = self.rule().check() {
+            let message = error.to_string();
+            let key = message.split_once(':').map_or("optimizer", |(key, _)| key);
+            // beta1 and beta2 are written as one list.
+            wrong(if matches!(key, "beta1" | "beta2") { "betas" } else { key }, message.clone());
         }
         if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
             wrong("learning_rate", format!("expected a number from 0, found {}", self.learning_rate));
@@ -243,6 +171,7 @@ impl PreferenceLearnerConfig {
         if let Some(norm) = self.max_grad_norm.filter(|norm| norm.is_nan() || *norm <= 0.0) {
             wrong("max_grad_norm", format!("expected a number above 0, found {norm}"));
         }
+        issues.extend(self.objective.compile().err().into_iter().flatten());
         issues
     }
 }
@@ -278,8 +207,6 @@ mod tests {
     #[test]
     fn settings_without_effect_are_errors() {
         for (more, key) in [
-            ("loss: hinge", "loss"),
-            ("label_smoothing: 0.1", "label_smoothing"),
             ("alpha: 0.9", "alpha"),
             ("optimizer: sgd, eps: 1e-8", "eps"),
             ("optimizer: rmsprop, betas: [0.9, 0.95]", "betas"),
@@ -294,7 +221,6 @@ mod tests {
     #[test]
     fn values_out_of_range_name_their_key() {
         for (more, key) in [
-            ("beta: 0", "beta"),
             ("weight_decay: -1", "weight_decay"),
             ("betas: [0.9, 1.0]", "betas"),
             ("max_grad_norm: 0", "max_grad_norm"),

@@ -11,6 +11,7 @@
 //! | [`mod@reference`] | a reference model's log-probabilities |
 //! | [`relational`] | collections of records, maintained by differential dataflow |
 //! | [`preference_learner`], [`learner_config`] | updates of the policy |
+//! | [`objectives`] | what learners minimise, as formulas |
 //! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
 //! | [`evaluator`], `sums` | held-out rows |
 //! | [`evaluator`] | held-out rows |
@@ -45,6 +46,7 @@ pub mod metrics_sink;
 pub mod openai;
 pub mod openai_judge;
 pub mod openai_sampler;
+pub mod objectives;
 pub mod preference_learner;
 pub mod prompt_source;
 pub mod reference;

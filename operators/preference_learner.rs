@@ -1,27 +1,30 @@
 //! `preference_learner`: updates a policy from batches of pairs.
 //!
-//! Objectives: ORPO (arXiv 2403.07691), DPO (arXiv 2305.18290) and its variants, supervised fine-tuning. The formulas
-//! are in the training crate's `objectives`.
+//! What it minimises is a formula: see [`crate::objectives`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::operator::{ConfigIssue, Connections, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings};
 use sapo_flow_training::memory::{Shape, TrainingStep};
 use sapo_flow_training::model::{Model, SourceFiles};
+use sapo_flow_training::objectives::Objective;
 use sapo_flow_training::optim::Schedule;
 use sapo_flow_training::{Error, device};
 use serde::Serialize;
 use tch::{Device, Kind};
 
+use crate::batcher::Batcher;
 use crate::compute::{PlannedModel, compute};
 use crate::examples::example;
 use crate::learner_config::PreferenceLearnerConfig;
+use crate::objectives::{self, Sum};
+use crate::reference::Reference;
 use crate::weights::{SharedWeights, Versions};
 
 /// See the [module](self).
@@ -61,7 +64,7 @@ impl PreferenceLearner {
         if self.versions.exclusive().is_none() {
             self.learner()?.leave_weights();
         }
-        let examples: Vec<Example> = batches.iter().flat_map(|batch| examples(batch)).collect();
+        let examples: Vec<Example> = batches.iter().flat_map(|batch| examples(batch, step)).collect();
         let most = batches.iter().map(|batch| batch.pairs.len()).max().unwrap_or(0);
         let began = Instant::now();
         let values = match self.learner()?.step(&examples, most) {
@@ -102,9 +105,17 @@ impl PreferenceLearner {
 }
 
 /// A batch's pairs with their reference log-probabilities.
-fn examples(batch: &Batch) -> Vec<Example> {
+fn examples(batch: &Batch, step: u64) -> Vec<Example> {
     let reference = |index: usize| batch.reference.as_ref().and_then(|logps| logps.get(index).copied());
-    batch.pairs.iter().enumerate().map(|(index, pair)| example(pair, reference(index))).collect()
+    batch.pairs.iter().enumerate().map(|(index, pair)| example(pair, step, reference(index))).collect()
+}
+
+/// What a configuration says is minimised; validation has compiled it before.
+fn objective(config: &PreferenceLearnerConfig) -> Result<Sum, OperatorError> {
+    config.objective.compile().map_err(|issues| {
+        let messages: Vec<String> = issues.into_iter().map(|issue| issue.message).collect();
+        messages.join("; ").into()
+    })
 }
 
 impl Operator for PreferenceLearner {
@@ -169,20 +180,31 @@ impl Operator for PreferenceLearner {
 
 impl Define for PreferenceLearner {
     const NAME: &'static str = "preference_learner";
-    const SUMMARY: &'static str = "Updates a policy from batches of pairs: ORPO, DPO and variants, SFT.";
+    const SUMMARY: &'static str =
+        "Updates a policy from batches of pairs: ORPO, DPO, KTO, SFT and others, or a formula.";
     const DOCS: &'static str = "\
 One optimizer update a step, from all batches of that step together: the gradient is that of the whole, however it is
 divided, so the batcher's `batch_size` bounds memory and changes no result. Weights and optimizer state are float32;
 matrix products are in the run's dtype. At a step without pairs the weights stay as they are.
 
+`objective` is a name, `{name: dpo, beta: 0.2}`, a definition or a `{file: PATH}` with one, or a list of these, each with
+a `weight`, for their weighted sum. A definition has a `formula`, the loss of every pair, whose mean over the step's pairs
+is minimised; `params`; under `let` expressions by name; `rewards`, those of the chosen and the rejected response;
+`report`, metrics by name; `pair_weight`, a factor of every pair's loss without a gradient; `state`, numbers carried from
+step to step, as `{initial: 0, next: EXPRESSION}`; and `use`, another definition to begin with: `log_ratios` has DPO's
+`margin`, `d_chosen`, `d_rejected` and `beta`. Only what the formula names is computed: without rejected responses if it
+names none, and a `reference` node must come before if it names `ref_*`. Where a formula goes over all pairs of a step
+(`mean`, `sort`, ...) and these fill several batches, the forward pass is computed twice, and the gradient is exact.
+
 Metrics are TRL's: loss, rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, logps/chosen,
-logps/rejected, logits/chosen, logits/rejected, nll_loss, log_odds_ratio, log_odds_chosen, mean_token_accuracy,
-num_tokens, grad_norm (before clipping), learning_rate. Besides: tokens/s; staleness, step minus version of the weights that generated a
+logps/rejected, logits/chosen, logits/rejected, nll_loss, log_odds_ratio, log_odds_chosen, and what else the objective
+reports, loss/NAME for the objectives of a list; mean_token_accuracy, num_tokens, grad_norm (before clipping), learning_rate. Besides: tokens/s; staleness, step minus version of the weights that generated a
 pair, at the step it was generated, the largest of the step's pairs; pair_age, the mean number of steps since the pairs
 were generated. Both rewards often fall together while their margin rises: only the margin is what is learned.
 
-State: weights, optimizer state and the number of updates; all are in checkpoints.
-Errors: dpo without a `reference` before it; a pair without what the objective needs; a loss or gradient that is not
+State: weights, optimizer state, the number of updates and the objective's state; all are in checkpoints.
+Errors: an objective that names `ref_*` without a `reference` before it, or the reverse; a formula that gives no loss for
+each pair, or one without a gradient; params that have no effect; a pair without what the objective needs; a loss or gradient that is not
 finite, which stops the run before the weights change, with the pairs written to RUN/NODE-failed-at-step-N.json.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
@@ -192,8 +214,7 @@ learner:
   in: batches
   with:
     model: models/smollm2-135m-instruct
-    objective: orpo
-    beta: 0.05
+    objective: {name: orpo, beta: 0.05}
     learning_rate: 5e-6
     schedule: inverse_sqrt
     warmup_steps: 100
@@ -211,6 +232,32 @@ learner:
         config.issues()
     }
 
+    fn check_connections(config: &Self::Config, connections: &Connections) -> Vec<ConfigIssue> {
+        let Ok(objective) = config.objective.compile() else { return Vec::new() };
+        let named = objective.needs().tensors.iter().find(|tensor| tensor.is_of_reference());
+        let from = |op: &str| connections.sources.iter().find(|source| source.op == op);
+        let issue = match (named, from(Batcher::NAME), from(Reference::NAME)) {
+            (Some(tensor), Some(batcher), _) => format!(
+                "`objective` needs `{}`, but the batches of `{}` come without a reference model's log-probabilities: put \
+                 a node {{op: reference, in: {}, with: {{model: ...}}}} in between",
+                tensor.name(),
+                batcher.node,
+                batcher.node
+            ),
+            (None, _, Some(reference)) => format!(
+                "`objective` names no `ref_...`, so that the reference model of `{}` would have no effect: take the batches \
+                 from where it takes them",
+                reference.node
+            ),
+            _ => return Vec::new(),
+        };
+        vec![ConfigIssue::new("objective", issue)]
+    }
+
+    fn appendix() -> String {
+        objectives::page()
+    }
+
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
         let model = PlannedModel::load(Path::new(&config.model), config.device.as_deref(), context.run)?;
         let (footprint, parameters) = (model.footprint(), model.footprint().parameters());
@@ -223,7 +270,8 @@ learner:
             Some(tokens) => notes.push(format!("at most: {pairs} pairs, every sequence {tokens} tokens long")),
             None => notes.push("activations not counted: the size of batches is unknown".into()),
         }
-        let shape = |prompt, response| match (config.objective().needs_rejected(), config.layout()) {
+        let objective = objective(config)?;
+        let shape = |prompt, response| match (objective.needs().rejected(), config.layout()) {
             (false, _) => Shape::Rows { rows: pairs, tokens: prompt + response },
             (true, LayoutKind::Padded) => Shape::Rows { rows: 2 * pairs, tokens: prompt + response },
             (true, LayoutKind::SharedPrefix) => Shape::Pairs { pairs, prompt, response },
@@ -254,13 +302,14 @@ learner:
     }
 
     fn files(config: &Self::Config) -> Vec<PathBuf> {
-        vec![config.model.clone().into()]
+        let model = PathBuf::from(&config.model);
+        config.objective.files().into_iter().chain([model]).collect()
     }
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let (kind, warmup) = config.schedule();
         let settings = LearnerSettings {
-            objective: config.objective(),
+            objective: Arc::new(objective(&config)?),
             optimizer: config.rule(),
             learning_rate: config.learning_rate,
             schedule: Schedule::new(kind, warmup, context.total_steps)?,

@@ -21,7 +21,7 @@ use tch::{Device, Kind};
 
 use crate::Error;
 use crate::compute::{PlannedModel, compute};
-use crate::examples::{example, needs_rejected};
+use crate::examples::example;
 use crate::weights::{SharedWeights, shared};
 
 /// What `reference` takes under `with`.
@@ -72,8 +72,7 @@ impl Reference {
 
     fn with_logps(&self, batch: &Batch) -> Result<Batch, OperatorError> {
         let weights = self.weights.as_ref().ok_or("stepped before its start")?;
-        let examples = batch.pairs.iter().map(|pair| example(pair, None)).collect::<Vec<_>>();
-        needs_rejected("a reference", &batch.pairs)?;
+        let examples = batch.pairs.iter().map(|pair| example(pair, pair.step, None)).collect::<Vec<_>>();
         let (decoder, parameters) = (&weights.decoder, &weights.parameters);
         let logps = reference_logps(decoder, parameters, &examples, &self.compute, examples.len())?;
         let reference = logps.into_iter().map(|(chosen, rejected)| ReferenceLogps { chosen, rejected }).collect();
@@ -138,11 +137,10 @@ impl Define for Reference {
     const SUMMARY: &'static str = "Adds a reference model's log-probabilities to batches, as DPO needs them.";
     const DOCS: &'static str = "\
 Every pair of a batch gets the summed log-probabilities (nats) of its chosen and its rejected response under the
-reference model. The model is the one in `model`, frozen; with `refresh_every: n` the weights that arrive on `weights`
+reference model (of its one response, where it has no rejected one). The model is the one in `model`, frozen; with `refresh_every: n` the weights that arrive on `weights`
 (SAPO: the EMA model, every 108 steps) take its place at steps n, 2n, 3n, ...
 
-State: the weights, once they have been refreshed; they are in checkpoints.
-Errors: a pair without a rejected response.";
+State: the weights, once they have been refreshed; they are in checkpoints.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
 batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048}}

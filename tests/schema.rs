@@ -115,7 +115,9 @@ fn mistakes_are_refused() {
         ("sampling: inverse_count", "sampling: inverse_cuont"),
         ("      prompts: prompts", "      prompt: prompts"),
         ("feedback: {max_staleness: ", "feedback: {staleness: "),
-        ("      objective: orpo", "      objective: 7"),
+        ("objective: {name: orpo, beta", "objective: {name: orpo, betta"),
+        ("objective: {name: orpo", "objective: {name: orpoo"),
+        ("nll: sequence}", "nll: sequences}"),
     ];
     for (from, to) in cases {
         assert!(text.contains(from), "{from}");

@@ -150,6 +150,7 @@ fn assert_in_readme(name: &str, expected: &str) {
 fn the_readme_agrees_with_the_program() {
     let registry = sapo_flow_operators::registry();
     assert_in_readme("operators", &docs::operators_table(&registry));
+    assert_in_readme("objectives", &sapo_flow_operators::objectives::table());
     let graph = pipeline::load(&root().join("pipelines/sapo_orpo.yaml"), &[], &registry).expect("it is valid");
     assert_in_readme("graph", &format!("```mermaid\n{}```\n", graph.to_mermaid()));
 }

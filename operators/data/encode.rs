@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use sapo_flow_engine::Prompt;
+use sapo_flow_engine::record::Values;
 use sapo_flow_training::text::{ChatTemplate, EncodedPair, Message, Rendered, TextTokenizer};
+use serde_json::{Map, Value};
 
 use super::Settings;
 use super::example::{Columns, Example};
-use super::files::RawRow;
+use super::files::{RawRow, kind};
 use crate::Error;
 
 /// Turns rows into tokens.
@@ -63,7 +65,7 @@ impl<'a> Encoder<'a> {
             None => chosen.encode(&self.tokenizer).map(|encoded| (encoded.prompt_ids, encoded.answer_ids, None)),
         };
         let (prompt_ids, chosen_ids, rejected_ids) = encoded.map_err(|error| error.to_string())?;
-        let (source, values) = Default::default();
+        let (source, values) = (String::new(), values(&self.columns.values, object)?);
         let prompt = Prompt { source, row: index, epoch: 0, prompt_ids, chosen_ids, rejected_ids, values };
         Ok(Encoded { prompt, trailing: trailing_messages })
     }
@@ -80,6 +82,19 @@ impl<'a> Encoder<'a> {
     }
 }
 
+/// The numbers of a row in these columns.
+fn values(names: &[String], row: &Map<String, Value>) -> Result<Values, String> {
+    let number = |name: &String| match row.get(name) {
+        Some(Value::Bool(truth)) => Ok((name.clone(), f64::from(*truth))),
+        Some(Value::Number(number)) if number.as_f64().is_some_and(f64::is_finite) => {
+            Ok((name.clone(), number.as_f64().unwrap_or_default()))
+        }
+        Some(other) => Err(format!("`{name}`: expected a number, found {}", kind(other))),
+        None => Err(format!("`{name}`: expected a number, found nothing")),
+    };
+    names.iter().map(number).collect()
+}
+
 /// A template's text: given as it is where it holds Jinja's braces, otherwise the content of a file.
 fn template_source(given: &str) -> Result<String, Error> {
     if given.contains("{{") || given.contains("{%") {
@@ -87,4 +102,19 @@ fn template_source(given: &str) -> Result<String, Error> {
     }
     let path = Path::new(given);
     std::fs::read_to_string(path).map_err(Error::io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::values;
+
+    #[test]
+    fn numbers_go_along() {
+        let row = serde_json::from_str(r#"{"prompt": "hi", "score": 2.5, "good": true, "why": "b"}"#).unwrap();
+        let with = |names: &[&str]| values(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &row);
+        let expected = [("good".to_owned(), 1.0), ("score".to_owned(), 2.5)];
+        assert_eq!(with(&["score", "good"]).unwrap().into_iter().collect::<Vec<_>>(), expected);
+        assert!(with(&["why"]).unwrap_err().contains("`why`: expected a number, found"));
+        assert!(with(&["rank"]).unwrap_err().contains("`rank`: expected a number, found nothing"));
+    }
 }

@@ -34,6 +34,8 @@ pub struct Columns {
     pub real: Option<String>,
     /// The same conversation with a model's answer.
     pub generated: Option<String>,
+    /// Columns with numbers (`true` is 1, `false` 0) that go along with the row: `values.NAME` in formulas.
+    pub values: Vec<String>,
 }
 
 /// A row that has been understood.

@@ -89,6 +89,21 @@ impl Head {
         })
     }
 
+    /// -log sum_v p_v^2 of each row's distribution over the vocabulary, (rows,) f32, in nats: its Renyi entropy of order 2.
+    pub fn collision_entropies(&self, hidden: &Tensor) -> Result<Tensor> {
+        no_grad(|| {
+            let hidden = hidden.f_detach()?.f_to_kind(self.weight.kind())?;
+            let mut entropies = Vec::new();
+            for (start, length) in spans(hidden.size2()?.0, self.piece_rows) {
+                let logits = self.logits(&hidden.f_narrow(0, start, length)?)?.f_to_kind(Kind::Float)?;
+                let log_normalizer = logits.f_logsumexp([1], false)?;
+                let log_squares = logits.f_mul_scalar(2.0)?.f_logsumexp([1], false)?;
+                entropies.push(log_normalizer.f_mul_scalar(2.0)?.f_sub(&log_squares)?);
+            }
+            Ok(Tensor::f_cat(&entropies, 0)?)
+        })
+    }
+
     /// (rows, hidden_size) -> (rows, vocabulary), in the kind of the matrix products.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         Ok(hidden.f_linear(&self.weight, None::<&Tensor>)?)
@@ -199,6 +214,9 @@ mod tests {
             let hidden_gradient = scores.backward(&upstream, Some(&mut weight_gradient)).unwrap();
             assert!(hidden_gradient.allclose(&hidden.grad(), 1e-5, 1e-6, false));
             assert!(weight_gradient.allclose(&weight.grad(), 1e-5, 1e-6, false));
+            let squares = logits.softmax(-1, Kind::Float).square().sum_dim_intlist(-1, false, Kind::Float);
+            let entropies = head.collision_entropies(&hidden).unwrap();
+            assert!(entropies.allclose(&-squares.log(), 1e-5, 1e-6, false));
             assert!(head.mean_logits(&hidden).unwrap().allclose(
                 &logits.mean_dim(-1, false, Kind::Float),
                 1e-5,

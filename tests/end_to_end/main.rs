@@ -24,6 +24,7 @@ mod examples;
 mod failures;
 mod models;
 mod outside;
+mod objectives;
 mod relational;
 mod resume;
 mod rewiring;

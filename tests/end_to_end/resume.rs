@@ -50,7 +50,7 @@ const ON_POLICY: &str = r#"
 "#;
 
 /// Two steps of three have no pairs, so that the weights stay as they are; and the reference takes the EMA model's weights
-/// over before they have had an update.
+/// over before they have had an update. The objective carries a running mean, and looks at all of a step.
 const IDLE_STEPS: &str = r#"
   prompts: {op: prompt_source, with: {path: chats.jsonl, tokenizer: model, batch_size: 3}}
   segments:
@@ -65,7 +65,7 @@ const IDLE_STEPS: &str = r#"
   learner:
     op: preference_learner
     in: reference
-    with: {model: model, objective: dpo, learning_rate: 1e-3}
+    with: {model: model, objective: [{name: bco_pair, weight: 0.5}, aot], learning_rate: 1e-3}
   ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
   metrics: {op: metrics_sink, in: [learner.metrics, segments.metrics, batches.metrics]}
   samples: {op: sample_sink, in: segments, with: {tokenizer: model, every: 1}}

@@ -1,7 +1,9 @@
 //! What a learner learns from: a prompt with a better and a worse response.
 
+use std::collections::BTreeMap;
+
 use crate::model::Decoder;
-use crate::objectives::{NllScope, Objective};
+use crate::objectives::Needs;
 use crate::{Error, Result};
 
 /// A prompt with its responses.
@@ -16,6 +18,8 @@ pub struct Example {
     /// Summed log-probabilities of the chosen and the rejected response under the reference model, where the objective
     /// has one.
     pub reference: Option<(f32, f32)>,
+    /// Numbers that objectives may ask for by name.
+    pub numbers: BTreeMap<String, f64>,
     /// What error messages call the example.
     pub label: String,
 }
@@ -44,12 +48,17 @@ impl Example {
     }
 
     /// Refuses examples that lack what an objective needs.
-    pub fn check_for(&self, objective: &Objective) -> Result<()> {
-        if objective.needs_rejected() && self.rejected_ids.is_none() {
+    pub fn check_for(&self, needs: &Needs) -> Result<()> {
+        if needs.rejected() && self.rejected_ids.is_none() {
             return Err(self.error("rejected response", "the objective compares responses, and there is none"));
         }
+        if let Some(name) = needs.numbers.iter().find(|name| !self.numbers.contains_key(*name)) {
+            let there: Vec<&str> = self.numbers.keys().map(String::as_str).collect();
+            let message = format!("the objective reads it, and there is none (there is {})", there.join(", "));
+            return Err(self.error(&format!("`{name}`"), message));
+        }
         match self.reference {
-            None if objective.needs_reference() => {
+            None if needs.reference() => {
                 Err(self.error("reference", "the objective needs a reference model's log-probabilities, found none"))
             }
             Some((chosen, rejected)) if !(chosen.is_finite() && rejected.is_finite()) => {
@@ -60,14 +69,15 @@ impl Example {
         }
     }
 
-    /// Prompt and chosen response, with an NLL of this scope.
-    pub(super) fn chosen(&self, nll: Option<NllScope>) -> Sequence<'_> {
-        Sequence { prompt: &self.prompt_ids, response: &self.chosen_ids, nll }
+    /// Prompt and chosen response, of which the prompt is scored too or not.
+    pub(super) fn chosen(&self, prompt_scored: bool) -> Sequence<'_> {
+        Sequence { prompt: &self.prompt_ids, response: &self.chosen_ids, prompt_scored }
     }
 
     /// Prompt and rejected response.
     pub(super) fn rejected(&self) -> Option<Sequence<'_>> {
-        self.rejected_ids.as_ref().map(|response| Sequence { prompt: &self.prompt_ids, response, nll: None })
+        let sequence = |response| Sequence { prompt: &self.prompt_ids, response, prompt_scored: false };
+        self.rejected_ids.as_ref().map(|ids| sequence(ids))
     }
 
     fn error(&self, part: &str, message: impl std::fmt::Display) -> Error {
@@ -80,8 +90,8 @@ impl Example {
 pub(super) struct Sequence<'a> {
     pub prompt: &'a [u32],
     pub response: &'a [u32],
-    /// What of it an NLL term covers.
-    pub nll: Option<NllScope>,
+    /// Whether the prompt's tokens are scored too.
+    pub prompt_scored: bool,
 }
 
 impl Sequence<'_> {
@@ -105,16 +115,13 @@ impl Sequence<'_> {
         self.len() - self.first_response()
     }
 
-    /// Position of the first token that an NLL term covers.
-    pub fn first_nll(&self) -> Option<usize> {
-        self.nll.map(|scope| match scope {
-            NllScope::Sequence => 1,
-            NllScope::Response => self.first_response(),
-        })
+    /// Position of the first token that is scored.
+    pub fn first_scored(&self) -> usize {
+        if self.prompt_scored { 1 } else { self.first_response() }
     }
 
-    /// Tokens that an NLL term covers.
-    pub fn nll_tokens(&self) -> usize {
-        self.first_nll().map_or(0, |first| self.len() - first)
+    /// Tokens scored.
+    pub fn scored_tokens(&self) -> usize {
+        self.len() - self.first_scored()
     }
 }

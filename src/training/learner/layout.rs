@@ -4,6 +4,8 @@
 //! function that makes one.
 
 use std::iter::once;
+use std::ops::Range;
+use std::slice::from_ref;
 
 use tch::Tensor;
 
@@ -23,8 +25,9 @@ pub(super) struct Layout {
     pub responses: Tensor,
     /// Scored tokens of each response; (sequences,) f32.
     pub response_tokens: Tensor,
-    /// 1 where an NLL term covers a row's token, else 0; (rows,) f32.
-    pub counted: Tensor,
+    /// 1 where a row's token belongs to a chosen sequence, prompt and response, else 0; (pairs, rows) f32. None where
+    /// prompts are not scored.
+    pub chosen_sequences: Option<Tensor>,
 }
 
 /// Which of the two layouts a learner uses. Both give the same losses and gradients.
@@ -59,38 +62,42 @@ pub(super) fn lay_out(
 struct Predictions {
     rows: Vec<i64>,
     targets: Vec<i64>,
-    counted: Vec<f32>,
     /// For each sequence, the spans of rows that belong to its response.
-    spans: Vec<Vec<std::ops::Range<usize>>>,
+    spans: Vec<Vec<Range<usize>>>,
+    /// For each sequence whose prompt is scored too, the rows that belong to it.
+    sequences: Vec<Range<usize>>,
 }
 
 impl Predictions {
-    fn push(&mut self, row: usize, target: u32, counted: bool) {
+    fn push(&mut self, row: usize, target: u32) {
         self.rows.push(row as i64);
         self.targets.push(i64::from(target));
-        self.counted.push(if counted { 1.0 } else { 0.0 });
     }
 
     fn finish(self, decoder: &Decoder, input: ModelInput) -> Result<Layout> {
         let count = self.rows.len();
-        let mut responses = vec![0.0f32; self.spans.len() * count];
-        let mut tokens = Vec::with_capacity(self.spans.len());
-        for (index, spans) in self.spans.iter().enumerate() {
-            for span in spans {
-                responses[index * count..][span.clone()].fill(1.0);
-            }
-            tokens.push(spans.iter().map(|span| span.len()).sum::<usize>() as f32);
-        }
         let device = decoder.device;
+        // (sequences, rows), 1 in each sequence's spans.
+        let members = |spans: &[&[Range<usize>]]| -> Result<Tensor> {
+            let mut members = vec![0.0f32; spans.len() * count];
+            for (index, spans) in spans.iter().enumerate() {
+                for span in *spans {
+                    members[index * count..][span.clone()].fill(1.0);
+                }
+            }
+            let shape = [spans.len() as i64, count as i64];
+            Ok(Tensor::f_from_slice(&members)?.f_view(shape)?.f_to_device(device)?)
+        };
+        let tokens = |spans: &Vec<Range<usize>>| spans.iter().map(Range::len).sum::<usize>() as f32;
+        let tokens: Vec<f32> = self.spans.iter().map(tokens).collect();
+        let sequences: Vec<&[Range<usize>]> = self.sequences.iter().map(from_ref).collect();
         Ok(Layout {
             input,
             rows: Tensor::f_from_slice(&self.rows)?.f_to_device(device)?,
             targets: Tensor::f_from_slice(&self.targets)?.f_to_device(device)?,
-            responses: Tensor::f_from_slice(&responses)?
-                .f_view([self.spans.len() as i64, count as i64])?
-                .f_to_device(device)?,
+            responses: members(&self.spans.iter().map(Vec::as_slice).collect::<Vec<_>>())?,
             response_tokens: Tensor::f_from_slice(&tokens)?.f_to_device(device)?,
-            counted: Tensor::f_from_slice(&self.counted)?.f_to_device(device)?,
+            chosen_sequences: if sequences.is_empty() { None } else { Some(members(&sequences)?) },
         })
     }
 }
@@ -102,13 +109,14 @@ fn padded(decoder: &Decoder, sequences: &[Sequence]) -> Result<Layout> {
     let mut all_ids = Vec::with_capacity(sequences.len());
     for (index, sequence) in sequences.iter().enumerate() {
         let ids = sequence.ids();
-        let (response, nll) = (sequence.first_response(), sequence.first_nll().unwrap_or(ids.len()));
-        for (position, &id) in ids.iter().enumerate().skip(response.min(nll)) {
-            predictions.push(index * width + position - 1, id, position >= nll);
+        let begin = predictions.rows.len();
+        for (position, &id) in ids.iter().enumerate().skip(sequence.first_scored()) {
+            predictions.push(index * width + position - 1, id);
         }
         // The response's rows are the sequence's last.
         let end = predictions.rows.len();
         predictions.spans.push(once(end - sequence.response_tokens()..end).collect());
+        predictions.sequences.extend(sequence.prompt_scored.then_some(begin..end));
         all_ids.push(ids);
     }
     predictions.finish(decoder, decoder.input(&all_ids)?)
@@ -123,14 +131,15 @@ fn shared_prefix(decoder: &Decoder, chosen: &[Sequence], rejected: &[Option<Sequ
     for (sequence, other) in chosen.iter().zip(rejected) {
         let start = ids.len();
         let first = sequence.ids();
-        let (response, nll) = (sequence.first_response(), sequence.first_nll().unwrap_or(first.len()));
-        let from = response.min(nll);
+        let from = sequence.first_scored();
         let first_row = predictions.rows.len();
         for (position, &id) in first.iter().enumerate().skip(from) {
-            predictions.push(start + position - 1, id, position >= nll);
+            predictions.push(start + position - 1, id);
         }
         let row_of = |position: usize| first_row + position - from;
-        predictions.spans.push(once(row_of(response)..row_of(first.len())).collect());
+        let end = row_of(first.len());
+        predictions.spans.push(once(row_of(sequence.first_response())..end).collect());
+        predictions.sequences.extend(sequence.prompt_scored.then_some(first_row..end));
         ids.extend(first.iter().map(|&id| i64::from(id)));
         positions.extend(0..first.len() as i64);
 
@@ -144,7 +153,7 @@ fn shared_prefix(decoder: &Decoder, chosen: &[Sequence], rejected: &[Option<Sequ
             for (position, &id) in second.iter().enumerate().skip(begins.max(shared)) {
                 // The last shared token predicts the first one of the second sequence's own.
                 let before = if position == shared { start + shared } else { start + first.len() + position - shared };
-                predictions.push(before - 1, id, false);
+                predictions.push(before - 1, id);
             }
             rejected_spans.push(vec![row_of(begins.min(shared))..row_of(shared), own_row..predictions.rows.len()]);
             ids.extend(second[shared..].iter().map(|&id| i64::from(id)));
@@ -181,15 +190,14 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::super::example::Sequence;
-    use crate::objectives::NllScope;
 
     #[test]
     fn without_a_prompt_the_first_token_of_a_response_cannot_be_scored() {
-        let mut sequence = Sequence { prompt: &[], response: &[5, 6, 7], nll: Some(NllScope::Response) };
-        assert_eq!((sequence.first_response(), sequence.response_tokens(), sequence.nll_tokens()), (1, 2, 2));
+        let mut sequence = Sequence { prompt: &[], response: &[5, 6, 7], prompt_scored: false };
+        assert_eq!((sequence.first_response(), sequence.response_tokens(), sequence.scored_tokens()), (1, 2, 2));
         sequence.prompt = &[1, 2];
-        assert_eq!((sequence.first_response(), sequence.response_tokens(), sequence.nll_tokens()), (2, 3, 3));
-        sequence.nll = Some(NllScope::Sequence);
-        assert_eq!((sequence.first_nll(), sequence.nll_tokens()), (Some(1), 4));
+        assert_eq!((sequence.first_response(), sequence.response_tokens(), sequence.scored_tokens()), (2, 3, 3));
+        sequence.prompt_scored = true;
+        assert_eq!((sequence.first_scored(), sequence.scored_tokens()), (1, 4));
     }
 }

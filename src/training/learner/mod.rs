@@ -4,7 +4,9 @@
 //! |---|---|
 //! | `example` | what is learned from |
 //! | `layout` | how examples stand in a forward pass |
+//! | `numbers` | what an objective asks for, from the log-probabilities of a pass |
 //! | `pass` | forward and backward on a part of the batch |
+//! | `together` | the same for objectives that see the whole step at once |
 //! | `frozen` | parameters that are not trained |
 //! | `scoring` | log-probabilities under a model that is not trained |
 //!
@@ -14,8 +16,10 @@
 mod example;
 mod frozen;
 mod layout;
+mod numbers;
 mod pass;
 mod scoring;
+mod together;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,7 +52,7 @@ pub type StepMetrics = BTreeMap<String, f64>;
 #[derive(Clone, Debug)]
 pub struct LearnerSettings {
     /// What is minimised.
-    pub objective: Objective,
+    pub objective: Arc<dyn Objective>,
     /// How gradients become updates.
     pub optimizer: Rule,
     /// The learning rate at the schedule's height.
@@ -77,6 +81,8 @@ pub struct Learner {
     frozen: Vec<bool>,
     optimizer: Optimizer,
     tokens_seen: u64,
+    /// What the objective carries from step to step.
+    objective_state: BTreeMap<String, f64>,
 }
 
 /// What a learner keeps besides tensors.
@@ -85,12 +91,13 @@ pub struct Learner {
 struct State {
     steps: u64,
     tokens_seen: u64,
+    #[serde(default)]
+    objective: BTreeMap<String, f64>,
 }
 
 impl Learner {
     /// A learner that starts from these weights, which it will change.
     pub fn new(decoder: Arc<Decoder>, parameters: ParameterSet, settings: LearnerSettings) -> Result<Self> {
-        settings.objective.check()?;
         check_positive("learning_rate", Some(settings.learning_rate))?;
         check_positive("max_grad_norm", settings.max_grad_norm)?;
         if let Some((name, tensor)) = parameters.iter().find(|(_, tensor)| tensor.kind() != Kind::Float) {
@@ -99,7 +106,8 @@ impl Learner {
         }
         let frozen = frozen::frozen(&parameters, &settings.freeze)?;
         let optimizer = Optimizer::new(settings.optimizer, &trained(&parameters, &frozen))?;
-        Ok(Learner { decoder, settings, parameters, frozen, optimizer, tokens_seen: 0 })
+        let objective_state = settings.objective.needs().state.clone();
+        Ok(Learner { decoder, settings, parameters, frozen, optimizer, tokens_seen: 0, objective_state })
     }
 
     /// The policy's weights, which the next step changes in place.
@@ -123,17 +131,22 @@ impl Learner {
     pub fn step(&mut self, examples: &[Example], micro_batch_size: usize) -> Result<StepMetrics> {
         self.check(examples)?;
         let step = self.steps();
-        let totals = Totals::of(examples, &self.settings.objective);
+        let totals = Totals::of(examples, self.settings.objective.needs());
         let (gradients, outcomes) = self.gradients(examples, &totals, micro_batch_size)?;
         let norm = global_norm(&gradients)?;
         let mut metrics = read_metrics(&outcomes, &norm)?;
         if let Some(what) = not_finite(&metrics) {
             return Err(Error::NonFinite { step, what, examples: blamed(examples, &outcomes)? });
         }
+        let state = read_state(&outcomes)?;
+        if let Some((name, value)) = state.iter().find(|(_, value)| !value.is_finite()) {
+            return Err(Error::Argument(format!("step {step}: the objective's state `{name}` became {value}")));
+        }
         let learning_rate = self.settings.learning_rate * self.settings.schedule.multiplier(step);
         let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
         self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
         self.tokens_seen += totals.input_tokens;
+        self.objective_state.extend(state);
         metrics.insert("learning_rate".into(), learning_rate);
         metrics.insert("num_tokens".into(), self.tokens_seen as f64);
         Ok(metrics)
@@ -148,7 +161,7 @@ impl Learner {
         micro_batch_size: usize,
     ) -> Result<(StepMetrics, Vec<(String, Tensor)>)> {
         self.check(examples)?;
-        let totals = Totals::of(examples, &self.settings.objective);
+        let totals = Totals::of(examples, self.settings.objective.needs());
         let (gradients, outcomes) = self.gradients(examples, &totals, micro_batch_size)?;
         let metrics = read_metrics(&outcomes, &global_norm(&gradients)?)?;
         let names = trained(&self.parameters, &self.frozen).into_iter().map(|(name, _)| name);
@@ -161,7 +174,7 @@ impl Learner {
         }
         for example in examples {
             example.check_tokens(&self.decoder)?;
-            example.check_for(&self.settings.objective)?;
+            example.check_for(self.settings.objective.needs())?;
         }
         Ok(())
     }
@@ -182,7 +195,8 @@ impl Learner {
         };
         let pass = Pass {
             decoder: &self.decoder,
-            objective: &self.settings.objective,
+            objective: self.settings.objective.as_ref(),
+            state: &self.objective_state,
             compute: self.settings.compute,
             layout: self.settings.layout,
             checkpointing: self.settings.gradient_checkpointing,
@@ -190,10 +204,13 @@ impl Learner {
             head: &head,
             totals,
         };
-        let outcomes = examples
-            .chunks(micro_batch_size.max(1))
-            .map(|part| pass.run(part, head_gradient.as_mut()))
-            .collect::<Result<Vec<_>>>()?;
+        let parts: Vec<&[Example]> = examples.chunks(micro_batch_size.max(1)).collect();
+        let outcomes = match self.settings.objective.needs().whole_step && parts.len() > 1 {
+            true => pass.run_together(&parts, head_gradient.as_mut())?,
+            false => {
+                parts.iter().map(|part| pass.run(part, head_gradient.as_mut(), None)).collect::<Result<Vec<_>>>()?
+            }
+        };
         let mut gradients = Vec::with_capacity(leaves.len());
         for (name, leaf) in leaves.iter().filter(|(_, leaf)| leaf.requires_grad()) {
             let mut gradient = leaf.f_grad()?;
@@ -222,7 +239,8 @@ impl Learner {
         self.parameters.write(&directory.join(WEIGHTS_FILE), None)?;
         self.optimizer.save(&directory.join(OPTIMIZER_FILE))?;
         let path = directory.join(STATE_FILE);
-        let state = State { steps: self.steps(), tokens_seen: self.tokens_seen };
+        let objective = self.objective_state.clone();
+        let state = State { steps: self.steps(), tokens_seen: self.tokens_seen, objective };
         let text = serde_json::to_string_pretty(&state).map_err(|error| Error::invalid(&path, error.to_string()))?;
         std::fs::write(&path, text).map_err(Error::io(&path))
     }
@@ -240,7 +258,13 @@ impl Learner {
             let message = format!("expected {} steps, as the optimizer has, found {}", self.steps(), state.steps);
             return Err(Error::invalid(&path, message));
         }
+        if !state.objective.keys().eq(self.objective_state.keys()) {
+            let names = |state: &BTreeMap<String, f64>| state.keys().cloned().collect::<Vec<_>>();
+            let (expected, found) = (names(&self.objective_state), names(&state.objective));
+            return Err(Error::invalid(&path, format!("expected the objective's {expected:?}, found {found:?}")));
+        }
         self.tokens_seen = state.tokens_seen;
+        self.objective_state = state.objective;
         Ok(())
     }
 }
@@ -260,11 +284,17 @@ fn read_metrics(outcomes: &[Outcome], norm: &Tensor) -> Result<StepMetrics> {
     values.push(norm.shallow_clone());
     let values = Vec::<f32>::try_from(Tensor::f_stack(&values, 0)?.f_to_device(Device::Cpu)?)?;
     let mut metrics = StepMetrics::new();
-    let names = outcomes.iter().flat_map(|outcome| outcome.metrics.iter().map(|(name, _)| *name));
+    let names = outcomes.iter().flat_map(|outcome| outcome.metrics.iter().map(|(name, _)| name.as_str()));
     for (name, value) in names.chain(["grad_norm"]).zip(values) {
         *metrics.entry(name.to_owned()).or_insert(0.0) += f64::from(value);
     }
     Ok(metrics)
+}
+
+/// What the objective carries into the next step.
+fn read_state(outcomes: &[Outcome]) -> Result<Vec<(String, f64)>> {
+    let states = outcomes.iter().flat_map(|outcome| &outcome.state);
+    states.map(|(name, value)| Ok((name.clone(), value.f_double_value(&[])?))).collect()
 }
 
 fn not_finite(metrics: &StepMetrics) -> Option<&'static str> {

@@ -52,7 +52,7 @@ pub fn score(
     let head = no_grad(|| Head::new(decoder, parameters, compute))?;
     let mut scores = Vec::with_capacity(examples.len());
     for part in examples.chunks(micro_batch_size.max(1)) {
-        let chosen: Vec<_> = part.iter().map(|example| example.chosen(None)).collect();
+        let chosen: Vec<_> = part.iter().map(|example| example.chosen(false)).collect();
         let rejected: Vec<_> = part.iter().map(Example::rejected).collect();
         let layout = lay_out(LayoutKind::SharedPrefix, decoder, &chosen, &rejected)?;
         let sums = no_grad(|| {

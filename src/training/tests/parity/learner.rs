@@ -1,19 +1,24 @@
 //! The learner against itself: what must not depend on how a batch is divided, laid out or resumed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use sapo_flow_training::Error;
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, score};
 use sapo_flow_training::model::{Compute, Model};
-use sapo_flow_training::objectives::{NllScope, Objective};
+use sapo_flow_training::objectives::{Objective, PairTensor};
 use sapo_flow_training::optim::{Schedule, ScheduleKind, Warmup};
 use sapo_flow_training::parameters::ParameterSet;
 use tch::{Kind, Tensor};
 
 use crate::golden;
-use crate::steps::{dpo, examples, examples_with_reference, load, settings};
+use crate::objectives::{dpo, entangled, ipo, orpo, sft};
+use crate::steps::{examples, examples_with_reference, load, settings};
 
-const ORPO: Objective = Objective::Orpo { beta: 0.1, nll: NllScope::Sequence };
+/// ORPO as in TRL.
+fn whole_orpo() -> Arc<dyn Objective> {
+    orpo(0.1, PairTensor::SequenceNll)
+}
 
 /// A golden model whose head is tied to its embedding, and one with a head of its own.
 fn tied_and_untied() -> [PathBuf; 2] {
@@ -33,6 +38,7 @@ fn eight_examples(directory: &std::path::Path) -> Vec<Example> {
     for (index, example) in examples.iter_mut().enumerate() {
         example.chosen_ids.truncate(3 + index);
         example.prompt_ids.truncate(1 + index);
+        example.numbers = [("weight".to_owned(), 1.0 + 0.5 * index as f64)].into();
         example.label = format!("example {index}");
     }
     examples
@@ -59,14 +65,14 @@ fn weights(learner: &Learner) -> Vec<u8> {
 
 #[test]
 fn a_batch_of_eight_is_two_of_four() {
-    let sft = Objective::Sft { nll: NllScope::Response };
     for directory in tied_and_untied() {
         let examples = eight_examples(&directory);
-        for objective in [ORPO, dpo(0.1), sft] {
-            let (whole, expected) = learner(&directory, settings(objective)).loss_gradients(&examples, 8).unwrap();
+        for objective in [whole_orpo(), dpo(0.1), sft(PairTensor::ChosenNll), entangled(0.1)] {
+            let (whole, expected) =
+                learner(&directory, settings(objective.clone())).loss_gradients(&examples, 8).unwrap();
             for size in [4, 3, 1] {
                 let (metrics, gradients) =
-                    learner(&directory, settings(objective)).loss_gradients(&examples, size).unwrap();
+                    learner(&directory, settings(objective.clone())).loss_gradients(&examples, size).unwrap();
                 let difference = difference(&expected, &gradients);
                 assert!(difference < 1e-5, "{objective:?} in parts of {size}: gradients differ by {difference}");
                 assert_eq!(whole.keys().collect::<Vec<_>>(), metrics.keys().collect::<Vec<_>>());
@@ -94,11 +100,11 @@ fn shared_prefixes_change_nothing() {
         examples[2].chosen_ids.truncate(3);
         examples[3].rejected_ids = Some(examples[3].chosen_ids.clone());
         examples[4].prompt_ids.clear();
-        for objective in [ORPO, dpo(0.1), Objective::Sft { nll: NllScope::Sequence }] {
-            let padded = LearnerSettings { layout: LayoutKind::Padded, ..settings(objective) };
+        for objective in [whole_orpo(), dpo(0.1), sft(PairTensor::SequenceNll), entangled(0.1)] {
+            let padded = LearnerSettings { layout: LayoutKind::Padded, ..settings(objective.clone()) };
             let (plain, expected) = learner(&directory, padded).loss_gradients(&examples, 8).unwrap();
             for checkpointing in [false, true] {
-                let settings = LearnerSettings { gradient_checkpointing: checkpointing, ..settings(objective) };
+                let settings = LearnerSettings { gradient_checkpointing: checkpointing, ..settings(objective.clone()) };
                 let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples, 3).unwrap();
                 let difference = difference(&expected, &gradients);
                 assert!(difference < 1e-5, "{}: {objective:?}: {difference}", directory.display());
@@ -114,8 +120,8 @@ fn shared_prefixes_change_nothing() {
 fn checkpointing_changes_memory_only() {
     for directory in tied_and_untied() {
         let examples = eight_examples(&directory);
-        let (_, expected) = learner(&directory, settings(ORPO)).loss_gradients(&examples, 8).unwrap();
-        let settings = LearnerSettings { gradient_checkpointing: true, ..settings(ORPO) };
+        let (_, expected) = learner(&directory, settings(whole_orpo())).loss_gradients(&examples, 8).unwrap();
+        let settings = LearnerSettings { gradient_checkpointing: true, ..settings(whole_orpo()) };
         let (_, gradients) = learner(&directory, settings).loss_gradients(&examples, 4).unwrap();
         assert!(difference(&expected, &gradients) < 1e-5);
     }
@@ -125,8 +131,8 @@ fn checkpointing_changes_memory_only() {
 fn bfloat16_gradients_point_the_same_way() {
     for directory in tied_and_untied() {
         let examples = eight_examples(&directory);
-        let (whole, expected) = learner(&directory, settings(ORPO)).loss_gradients(&examples, 8).unwrap();
-        let settings = LearnerSettings { compute: Compute { kind: Kind::BFloat16 }, ..settings(ORPO) };
+        let (whole, expected) = learner(&directory, settings(whole_orpo())).loss_gradients(&examples, 8).unwrap();
+        let settings = LearnerSettings { compute: Compute { kind: Kind::BFloat16 }, ..settings(whole_orpo()) };
         let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples, 8).unwrap();
         golden::assert_close("loss", &[metrics["loss"]], &[whole["loss"]], 0.02);
         for ((name, exact), (_, found)) in expected.iter().zip(&gradients) {
@@ -144,7 +150,7 @@ fn a_resumed_learner_ends_with_the_same_bytes() {
         let settings = LearnerSettings {
             max_grad_norm: Some(0.5),
             schedule: Schedule::new(ScheduleKind::Cosine, Warmup::Steps(2), 6).unwrap(),
-            ..settings(ORPO)
+            ..settings(whole_orpo())
         };
         let mut straight = learner(&directory, settings.clone());
         let before = weights(&straight);
@@ -173,10 +179,32 @@ fn a_resumed_learner_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn what_an_objective_carries_from_step_to_step_is_saved() {
+    let [directory, _] = tied_and_untied();
+    let examples = eight_examples(&directory);
+    let mut straight = learner(&directory, settings(entangled(0.1)));
+    let metrics: Vec<_> = (0..4).map(|_| straight.step(&examples, 3).unwrap()).collect();
+    assert_ne!(metrics[0]["mean"], metrics[1]["mean"]);
+
+    let saved = tempfile::tempdir().unwrap();
+    let mut first = learner(&directory, settings(entangled(0.1)));
+    (0..2).for_each(|_| drop(first.step(&examples, 3).unwrap()));
+    first.save(saved.path()).unwrap();
+    let mut second = learner(&directory, settings(entangled(0.1)));
+    second.load(saved.path()).unwrap();
+    let resumed: Vec<_> = (0..2).map(|_| second.step(&examples, 3).unwrap()).collect();
+    assert_eq!(resumed, metrics[2..]);
+    assert_eq!(weights(&second), weights(&straight));
+
+    let error = learner(&directory, settings(whole_orpo())).load(saved.path()).unwrap_err().to_string();
+    assert!(error.contains("learner.json") && error.contains("mean"), "{error}");
+}
+
+#[test]
 fn weights_handed_out_stay_as_they_are_once_left() {
     let [directory, _] = tied_and_untied();
     let examples = eight_examples(&directory);
-    let mut learner = learner(&directory, settings(ORPO));
+    let mut learner = learner(&directory, settings(whole_orpo()));
     let handed_out: ParameterSet = learner.parameters().shallow_clone();
     let before = handed_out.deep_copy();
     learner.leave_weights();
@@ -184,7 +212,7 @@ fn weights_handed_out_stay_as_they_are_once_left() {
     for ((_, before), (name, after)) in before.iter().zip(handed_out.iter()) {
         assert_eq!(before, after, "{name}");
     }
-    assert!(weights(&learner) != weights(&crate::learner::learner(&directory, settings(ORPO))));
+    assert!(weights(&learner) != weights(&crate::learner::learner(&directory, settings(whole_orpo()))));
 }
 
 #[test]
@@ -192,7 +220,7 @@ fn frozen_parameters_stay_as_they_are() {
     let [_, directory] = tied_and_untied();
     let examples = eight_examples(&directory);
     for pattern in ["model.layers.0.*", "model.embed_tokens.weight", "lm_head.weight", "model.*"] {
-        let settings = LearnerSettings { freeze: vec![pattern.into()], ..settings(ORPO) };
+        let settings = LearnerSettings { freeze: vec![pattern.into()], ..settings(whole_orpo()) };
         let mut learner = learner(&directory, settings);
         let before = learner.parameters().deep_copy();
         learner.step(&examples, 8).unwrap();
@@ -202,7 +230,7 @@ fn frozen_parameters_stay_as_they_are() {
         }
     }
     let Model { decoder, parameters, .. } = load(&directory);
-    let settings = LearnerSettings { freeze: vec!["layers.0.*".into()], ..settings(ORPO) };
+    let settings = LearnerSettings { freeze: vec!["layers.0.*".into()], ..settings(whole_orpo()) };
     let error = Learner::new(decoder, parameters, settings).err().unwrap().to_string();
     assert!(error.contains("`layers.0.*`"), "{error}");
 }
@@ -213,8 +241,7 @@ fn a_loss_that_is_not_finite_names_its_examples_and_changes_nothing() {
     let mut examples = eight_examples(&directory);
     // The reference makes this pair's margin 2e38 - (-2e38), which f32 does not hold.
     examples[5].reference = Some((-2e38, 2e38));
-    let ipo = Objective::Dpo { beta: 0.1, loss: sapo_flow_training::objectives::DpoLoss::Ipo };
-    let mut learner = learner(&directory, settings(ipo));
+    let mut learner = learner(&directory, settings(ipo(0.1)));
     let before = weights(&learner);
     match learner.step(&examples, 8).unwrap_err() {
         Error::NonFinite { step: 0, what: "loss", examples } => assert_eq!(examples, ["example 5"]),
@@ -228,18 +255,20 @@ fn a_loss_that_is_not_finite_names_its_examples_and_changes_nothing() {
 fn examples_that_cannot_be_learned_from_are_refused_by_name() {
     let [directory, _] = tied_and_untied();
     let good = eight_examples(&directory).swap_remove(3);
-    let refused = |objective: Objective, example: Example| {
+    let refused = |objective: Arc<dyn Objective>, example: Example| {
         learner(&directory, settings(objective)).step(&[example], 1).unwrap_err().to_string()
     };
-    let error = refused(ORPO, Example { chosen_ids: vec![], ..good.clone() });
+    let error = refused(whole_orpo(), Example { chosen_ids: vec![], ..good.clone() });
     assert!(error.contains("example 3, chosen response"), "{error}");
-    let error = refused(ORPO, Example { rejected_ids: None, ..good.clone() });
+    let error = refused(whole_orpo(), Example { rejected_ids: None, ..good.clone() });
     assert!(error.contains("example 3, rejected response"), "{error}");
     let error = refused(dpo(0.1), Example { reference: None, ..good.clone() });
     assert!(error.contains("example 3, reference"), "{error}");
-    let error = refused(ORPO, Example { prompt_ids: vec![1, 99_999], ..good.clone() });
+    let error = refused(entangled(0.1), Example { numbers: Default::default(), ..good.clone() });
+    assert!(error.contains("example 3, `weight`"), "{error}");
+    let error = refused(whole_orpo(), Example { prompt_ids: vec![1, 99_999], ..good.clone() });
     assert!(error.contains("example 3, prompt") && error.contains("99999"), "{error}");
-    assert!(learner(&directory, settings(ORPO)).step(&[], 1).is_err());
+    assert!(learner(&directory, settings(whole_orpo())).step(&[], 1).is_err());
 }
 
 #[test]
@@ -263,7 +292,7 @@ fn scores_are_the_log_probabilities_that_a_step_reports() {
 fn logits_are_reported_as_means_over_response_tokens() {
     let [directory, _] = tied_and_untied();
     let example = eight_examples(&directory).swap_remove(4);
-    let learner = learner(&directory, settings(ORPO));
+    let learner = learner(&directory, settings(whole_orpo()));
     let (metrics, _) = learner.loss_gradients(std::slice::from_ref(&example), 1).unwrap();
     let compute = Compute { kind: Kind::Float };
     for (name, response) in [("chosen", &example.chosen_ids), ("rejected", example.rejected_ids.as_ref().unwrap())] {
@@ -279,6 +308,40 @@ fn logits_are_reported_as_means_over_response_tokens() {
             let targets = Tensor::from_slice(&response.iter().map(|&id| i64::from(id)).collect::<Vec<_>>());
             let correct = logits.argmax(-1, false).eq_tensor(&targets).to_kind(Kind::Float).mean(Kind::Float);
             golden::assert_close("accuracy", &[metrics["mean_token_accuracy"]], &[correct.double_value(&[])], 1e-6);
+        }
+    }
+}
+
+#[test]
+fn tails_and_entropies_are_those_of_the_logits() {
+    let [directory, _] = tied_and_untied();
+    let mut example = eight_examples(&directory).swap_remove(4);
+    let rejected = example.rejected_ids.as_mut().unwrap();
+    rejected.extend([9, 8, 7, 6, 5, 4, 3, 11, 12, 13]);
+    let shorter = example.chosen_ids.len() as i64;
+    assert!((rejected.len() as i64) > shorter);
+    let learner = learner(&directory, settings(entangled(0.1)));
+    let (metrics, _) = learner.loss_gradients(std::slice::from_ref(&example), 1).unwrap();
+    let compute = Compute { kind: Kind::Float };
+    for (name, response) in [("chosen", &example.chosen_ids), ("rejected", example.rejected_ids.as_ref().unwrap())] {
+        let row = [example.prompt_ids.as_slice(), response].concat();
+        let input = learner.decoder.input(std::slice::from_ref(&row)).unwrap();
+        let hidden = learner.decoder.hidden_states(learner.parameters(), &input, None, &compute).unwrap();
+        let logits = learner.decoder.logits(learner.parameters(), &hidden, &compute).unwrap().squeeze_dim(0);
+        let targets = Tensor::from_slice(&row[1..].iter().map(|&id| i64::from(id)).collect::<Vec<_>>());
+        let logps = logits.log_softmax(-1, Kind::Float);
+        let scored = logps.narrow(0, 0, row.len() as i64 - 1).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+        let (start, length) = (example.prompt_ids.len() as i64 - 1, response.len() as i64);
+        let tail = scored.narrow(0, start + shorter, length - shorter).sum(Kind::Float).double_value(&[]);
+        golden::assert_close(name, &[metrics[&format!("{name}_tail_logps")]], &[tail], 1e-5);
+        let squares = logps.exp().square().sum_dim_intlist(-1, false, Kind::Float);
+        let entropy = -squares.log().narrow(0, start, length).mean(Kind::Float).double_value(&[]);
+        golden::assert_close(name, &[metrics[&format!("{name}_collision_entropy")]], &[entropy], 1e-5);
+        if name == "chosen" {
+            let nll = -scored.mean(Kind::Float).double_value(&[]);
+            golden::assert_close(name, &[metrics["sequence_nll"]], &[nll], 1e-5);
+            let nll = -scored.narrow(0, start, length).mean(Kind::Float).double_value(&[]);
+            golden::assert_close(name, &[metrics["chosen_nll"]], &[nll], 1e-5);
         }
     }
 }

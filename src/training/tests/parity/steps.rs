@@ -2,15 +2,17 @@
 //! autograd computed them for two pairs (`step` in golden/models/*/expected.json).
 
 use std::path::Path;
+use std::sync::Arc;
 
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, StepMetrics, reference_logps};
 use sapo_flow_training::model::{Compute, Model};
-use sapo_flow_training::objectives::{DpoLoss, NllScope, Objective};
+use sapo_flow_training::objectives::{Objective, PairTensor};
 use sapo_flow_training::optim::{Rule, Schedule, ScheduleKind, Warmup};
 use serde_json::Value;
 use tch::{Device, Kind};
 
 use crate::golden;
+use crate::objectives::{dpo, orpo};
 
 const LOSS_TOLERANCE: f64 = 1e-5;
 const NORM_TOLERANCE: f64 = 1e-3;
@@ -21,7 +23,7 @@ pub fn load(directory: &Path) -> Model {
 }
 
 /// AdamW at a constant learning rate, without clipping, in f32.
-pub fn settings(objective: Objective) -> LearnerSettings {
+pub fn settings(objective: Arc<dyn Objective>) -> LearnerSettings {
     LearnerSettings {
         objective,
         optimizer: Rule::Adamw { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
@@ -42,8 +44,8 @@ pub fn examples(step: &Value) -> Vec<Example> {
         prompt_ids: golden::tokens(&pair["prompt_ids"]),
         chosen_ids: golden::tokens(&pair["chosen_ids"]),
         rejected_ids: Some(golden::tokens(&pair["rejected_ids"])),
-        reference: None,
         label: format!("pair {index}"),
+        ..Example::default()
     };
     pairs.iter().enumerate().map(example).collect()
 }
@@ -60,11 +62,6 @@ pub fn examples_with_reference(directory: &Path, step: &Value) -> Vec<Example> {
     examples
 }
 
-/// DPO as the golden step has it.
-pub fn dpo(beta: f64) -> Objective {
-    Objective::Dpo { beta, loss: DpoLoss::Sigmoid { label_smoothing: 0.0 } }
-}
-
 #[track_caller]
 fn assert_metric(what: &str, metrics: &StepMetrics, name: &str, expected: &Value, tolerance: f64) {
     let expected = expected.as_f64().unwrap_or_else(|| panic!("{what} has no number for {name}"));
@@ -72,8 +69,14 @@ fn assert_metric(what: &str, metrics: &StepMetrics, name: &str, expected: &Value
 }
 
 /// The loss and all gradient norms of one golden case, in both layouts; the metrics for more to be compared.
-fn check(what: &str, directory: &Path, objective: Objective, examples: &[Example], expected: &Value) -> StepMetrics {
-    let padded = check_in(LayoutKind::Padded, what, directory, objective, examples, expected);
+fn check(
+    what: &str,
+    directory: &Path,
+    objective: Arc<dyn Objective>,
+    examples: &[Example],
+    expected: &Value,
+) -> StepMetrics {
+    let padded = check_in(LayoutKind::Padded, what, directory, objective.clone(), examples, expected);
     check_in(LayoutKind::SharedPrefix, what, directory, objective, examples, expected);
     padded
 }
@@ -82,7 +85,7 @@ fn check_in(
     layout: LayoutKind,
     what: &str,
     directory: &Path,
-    objective: Objective,
+    objective: Arc<dyn Objective>,
     examples: &[Example],
     expected: &Value,
 ) -> StepMetrics {
@@ -107,9 +110,9 @@ fn orpo_steps_match() {
     for directory in golden::models() {
         let step = &golden::json(directory.join("expected.json"))["step"];
         let examples = examples(step);
-        for (case, nll) in [("orpo_trl", NllScope::Sequence), ("orpo_response_nll", NllScope::Response)] {
+        for (case, nll) in [("orpo_trl", PairTensor::SequenceNll), ("orpo_response_nll", PairTensor::ChosenNll)] {
             let (what, expected) = (format!("{} {case}", directory.display()), &step[case]);
-            let objective = Objective::Orpo { beta: expected["beta"].as_f64().unwrap(), nll };
+            let objective = orpo(expected["beta"].as_f64().unwrap(), nll);
             let metrics = check(&what, &directory, objective, &examples, expected);
             assert_metric(&what, &metrics, "nll_loss", &expected["nll_loss"], LOSS_TOLERANCE);
             // The authors' step differs in its NLL alone (and takes means of logits over padding too).

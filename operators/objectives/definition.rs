@@ -1,0 +1,232 @@
+//! What an objective is in YAML: named numbers of every pair, params, and expressions over them.
+
+use std::collections::BTreeSet;
+
+use indexmap::IndexMap;
+use rhai::Dynamic;
+use sapo_flow_engine::pipeline::closest;
+use serde::Deserialize;
+use serde_yaml::Value;
+
+use super::built_in;
+
+/// An objective as written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Definition {
+    /// What it is, for people.
+    pub description: String,
+    /// Another definition to begin with: all of it holds here too, where nothing of the same name replaces it.
+    #[serde(rename = "use")]
+    pub uses: Option<String>,
+    /// Numbers and words that its users may set.
+    pub params: IndexMap<String, Param>,
+    /// Expressions by name, for use in others.
+    #[serde(rename = "let")]
+    pub named: IndexMap<String, String>,
+    /// The loss of every pair.
+    pub formula: Option<String>,
+    /// A factor of every pair's loss, without a gradient.
+    pub pair_weight: Option<String>,
+    /// The implicit rewards of the chosen and the rejected response.
+    pub rewards: Option<[String; 2]>,
+    /// Further metrics by name.
+    pub report: IndexMap<String, String>,
+    /// Numbers carried from step to step.
+    pub state: IndexMap<String, State>,
+}
+
+/// A number carried from step to step.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// What it is at the first step.
+    pub initial: f64,
+    /// What it is at the next one.
+    pub next: String,
+}
+
+/// A param: its default, or that and what may be set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "ParamForm")]
+pub struct Param {
+    /// A number or a word.
+    pub default: Value,
+    /// Least value.
+    pub min: Option<f64>,
+    /// Largest value.
+    pub max: Option<f64>,
+    /// What it must exceed.
+    pub above: Option<f64>,
+    /// What it must stay below.
+    pub below: Option<f64>,
+    /// All there is to choose from.
+    pub choices: Vec<Value>,
+    /// What it means.
+    pub description: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ParamForm {
+    Spelled(Spelled),
+    Default(Value),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spelled {
+    default: Value,
+    min: Option<f64>,
+    max: Option<f64>,
+    above: Option<f64>,
+    below: Option<f64>,
+    #[serde(default)]
+    choices: Vec<Value>,
+    #[serde(default)]
+    description: String,
+}
+
+impl From<ParamForm> for Param {
+    fn from(form: ParamForm) -> Self {
+        let (min, max, above, below) = (None, None, None, None);
+        match form {
+            ParamForm::Default(default) => {
+                Param { default, min, max, above, below, choices: Vec::new(), description: String::new() }
+            }
+            ParamForm::Spelled(Spelled { default, min, max, above, below, choices, description }) => {
+                Param { default, min, max, above, below, choices, description }
+            }
+        }
+    }
+}
+
+/// Keys of a definition, as written.
+pub const KEYS: [&str; 9] =
+    ["description", "use", "params", "let", "formula", "pair_weight", "rewards", "report", "state"];
+
+impl Definition {
+    /// Read a definition.
+    ///
+    /// # Errors
+    /// The key that is wrong, or none, and what was expected.
+    pub fn read(value: &Value) -> Result<Self, (String, String)> {
+        let mut keys = value.as_mapping().into_iter().flat_map(|mapping| mapping.keys()).filter_map(Value::as_str);
+        if let Some(key) = keys.find(|key| !KEYS.contains(key)) {
+            let help = closest(key, KEYS).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
+            return Err((key.to_owned(), format!("a definition has no `{key}`{help}")));
+        }
+        serde_yaml::from_value(value.clone()).map_err(|error| (String::new(), error.to_string()))
+    }
+
+    /// With what it uses filled in.
+    ///
+    /// # Errors
+    /// When it uses something that is not there.
+    pub fn whole(self) -> Result<Definition, String> {
+        let Some(name) = &self.uses else { return Ok(self) };
+        let Some(base) = built_in::definition(name) else {
+            let names: Vec<&str> = built_in::names_with_shared().collect();
+            let help = closest(name, names.iter().copied()).map(|near| format!(" (did you mean `{near}`?)"));
+            return Err(format!("there is no definition `{name}` to use{}", help.unwrap_or_default()));
+        };
+        let base = base.whole()?;
+        let description = if self.description.is_empty() { base.description } else { self.description };
+        Ok(Definition {
+            description,
+            uses: None,
+            params: joined(base.params, self.params),
+            named: joined(base.named, self.named),
+            formula: self.formula.or(base.formula),
+            pair_weight: self.pair_weight.or(base.pair_weight),
+            rewards: self.rewards.or(base.rewards),
+            report: joined(base.report, self.report),
+            state: joined(base.state, self.state),
+        })
+    }
+
+    /// The params that its expressions read, whatever their values.
+    pub fn params_read(&self) -> impl Iterator<Item = (&String, &Param)> {
+        let mut waiting: Vec<&String> =
+            self.formula.iter().chain(&self.pair_weight).chain(self.report.values()).collect();
+        waiting.extend(self.rewards.iter().flatten());
+        waiting.extend(self.state.values().map(|state| &state.next));
+        let mut names: BTreeSet<&str> = BTreeSet::new();
+        while let Some(text) = waiting.pop() {
+            for name in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+                if names.insert(name) {
+                    waiting.extend(self.named.get(name));
+                }
+            }
+        }
+        self.params.iter().filter(move |(name, _)| names.contains(name.as_str()))
+    }
+}
+
+fn joined<T>(mut base: IndexMap<String, T>, own: IndexMap<String, T>) -> IndexMap<String, T> {
+    base.extend(own);
+    base
+}
+
+impl Param {
+    /// The value that holds where `given` is set, for expressions.
+    ///
+    /// # Errors
+    /// What was expected instead.
+    pub fn value(&self, given: Option<&Value>) -> Result<Dynamic, String> {
+        if dynamic(&self.default).is_none() {
+            let keys = "{default, min, max, above, below, choices, description}";
+            return Err(format!("expected a number, a text, true or false, or {keys}, found {}", text(&self.default)));
+        }
+        let value = given.unwrap_or(&self.default);
+        if !self.choices.is_empty() {
+            if self.choices.contains(value) {
+                return Ok(dynamic(value).unwrap_or_default());
+            }
+            let words: Vec<String> = self.choices.iter().map(text).collect();
+            let near = value.as_str().and_then(|word| closest(word, words.iter().map(String::as_str)));
+            let help = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
+            return Err(format!("expected one of {}, found {}{help}", words.join(", "), text(value)));
+        }
+        if self.default.is_number() {
+            let bounds = self.bounds();
+            let expected = if bounds.is_empty() { "a number".to_owned() } else { format!("a number {bounds}") };
+            let number = value.as_f64().filter(|number| self.admits(*number));
+            return number.map(Dynamic::from).ok_or_else(|| format!("expected {expected}, found {}", text(value)));
+        }
+        let same = std::mem::discriminant(value) == std::mem::discriminant(&self.default);
+        match dynamic(value).filter(|_| same) {
+            Some(value) => Ok(value),
+            None => Err(format!("expected a value like {}, found {}", text(&self.default), text(value))),
+        }
+    }
+
+    fn admits(&self, number: f64) -> bool {
+        number.is_finite()
+            && self.min.is_none_or(|min| number >= min)
+            && self.max.is_none_or(|max| number <= max)
+            && self.above.is_none_or(|above| number > above)
+            && self.below.is_none_or(|below| number < below)
+    }
+
+    /// The bounds in words.
+    pub fn bounds(&self) -> String {
+        let bounds = [("at least", self.min), ("above", self.above), ("at most", self.max), ("below", self.below)];
+        let words = bounds.iter().filter_map(|(word, bound)| Some(format!("{word} {}", (*bound)?)));
+        words.collect::<Vec<_>>().join(" and ")
+    }
+}
+
+fn dynamic(value: &Value) -> Option<Dynamic> {
+    match value {
+        Value::Number(number) => number.as_f64().map(Dynamic::from),
+        Value::String(text) => Some(Dynamic::from(text.clone())),
+        Value::Bool(truth) => Some(Dynamic::from(*truth)),
+        _ => None,
+    }
+}
+
+/// A value as YAML writes it.
+pub fn text(value: &Value) -> String {
+    serde_yaml::to_string(value).unwrap_or_default().trim().to_owned()
+}

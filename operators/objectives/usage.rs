@@ -1,0 +1,146 @@
+//! Formulas in use: what they need, what a new one takes, and what is said of those that are wrong.
+
+use sapo_flow_training::objectives::{Objective, PairTensor};
+
+use super::ObjectiveConfig;
+use super::tests::{assert_close, compile, losses, numbers, two_pairs};
+
+/// What is said of an objective: key and message.
+fn issues(text: &str) -> Vec<(String, String)> {
+    let config: ObjectiveConfig = serde_yaml::from_str(text).expect("a test's own YAML");
+    let issues = config.compile().map(|_| panic!("{text} was accepted")).unwrap_err();
+    issues.into_iter().map(|issue| (issue.key, issue.message)).collect()
+}
+
+#[test]
+fn what_is_not_named_is_not_needed() {
+    let needs = |text: &str| compile(text).needs().clone();
+    assert!(needs("dpo").reference() && needs("dpo").rejected() && !needs("dpo").whole_step);
+    assert!(!needs("orpo").reference() && needs("orpo").rejected());
+    assert!(!needs("sft").rejected() && !needs("{name: sft, nll: sequence}").reference());
+    assert!(needs("aot").whole_step && needs("bco_pair").whole_step && !needs("simpo").whole_step);
+    assert!(needs("orpo").tensors.contains(&PairTensor::SequenceNll));
+    assert!(!needs("{name: orpo, nll: response}").tensors.contains(&PairTensor::SequenceNll));
+    assert!(!needs("dpo").tensors.contains(&PairTensor::ChosenTailLogps));
+    let weighted = needs("{use: dpo, formula: -logsigmoid(beta * margin) * values.score / (1 + staleness)}");
+    assert_eq!(weighted.numbers.iter().map(String::as_str).collect::<Vec<_>>(), ["staleness", "values.score"]);
+}
+
+/// An objective of tomorrow: its own params, a named expression, metrics.
+#[test]
+fn a_new_objective_is_a_few_lines() {
+    let text = "
+        description: A margin that grows with the difference in length.
+        use: log_ratios
+        params:
+          gamma: {default: 0.2, min: 0, description: Margin per token of difference.}
+        let:
+          target: gamma * abs(chosen_len - rejected_len)
+        formula: softplus(target - beta * margin)
+        report:
+          target: target
+    ";
+    let found = compile(text).losses(&two_pairs()).unwrap();
+    // Lengths differ by 5 and 2; D = 5 and -2.
+    let softplus = |x: f64| (1.0 + x.exp()).ln();
+    assert_close("loss", &numbers(&found.losses), &[softplus(1.0 - 0.5), softplus(0.4 + 0.2)], 1e-9);
+    let target = found.report.iter().find(|(name, _)| name == "target").unwrap();
+    assert_close("target", &numbers(&target.1), &[1.0, 0.4], 1e-9);
+}
+
+#[test]
+fn mistakes_are_named_with_their_place() {
+    for (text, key, message) in [
+        ("dop", "objective", "did you mean `dpo`?"),
+        ("{name: dop}", "objective.name", "did you mean `dpo`?"),
+        ("{name: dpo, btea: 1}", "objective.btea", "no param `btea` (did you mean `beta`?)"),
+        ("{name: dpo, beta: 0}", "objective.beta", "expected a number above 0, found 0"),
+        ("{name: dpo, beta: strong}", "objective.beta", "expected a number above 0, found strong"),
+        ("{name: dpo, label_smoothing: 0.5}", "objective.label_smoothing", "at least 0 and below 0.5, found 0.5"),
+        ("{name: dpo, divergence: forward}", "objective.divergence", "did you mean `forward_kl`?"),
+        ("{name: dpo, divergence_alpha: 0.3}", "objective.divergence_alpha", "has no effect"),
+        ("{name: aot, divergence: js}", "objective.divergence", "has no effect"),
+        ("{name: dpo, weight: 2}", "objective.weight", "has no effect"),
+        ("[dpo, {name: sft, weight: 0}]", "objective.1.weight", "expected a number above 0, found 0"),
+        ("[]", "objective", "an empty list"),
+        ("{formla: chosen_logps}", "objective", "did you mean `formula`?"),
+        (
+            "{formula: chosen_lgps}",
+            "objective.formula",
+            "at column 1: unknown name `chosen_lgps` (did you mean `chosen_logps`?)",
+        ),
+        (
+            "{formula: -logsigmod(chosen_logps)}",
+            "objective.formula",
+            "unknown function `logsigmod` of (tensor) (did you mean `logsigmoid`?)",
+        ),
+        ("{formula: 'chosen_logps *'}", "objective.formula", "at column"),
+        (
+            "{formula: mean(chosen_logps)}",
+            "objective.formula",
+            "expected a loss for each pair (the learner takes their mean), found one number",
+        ),
+        ("{formula: '1.5'}", "objective.formula", "found the number 1.5"),
+        ("{formula: ref_chosen_logps}", "objective.formula", "without a gradient"),
+        ("{formula: detach(chosen_logps)}", "objective.formula", "without a gradient"),
+        (
+            "{formula: 'if chosen_logps > 0 { chosen_logps } else { -chosen_logps }'}",
+            "objective.formula",
+            "where(condition, a, b)",
+        ),
+        ("{formula: x, let: {x: y, y: x}}", "objective.formula", "`y` needs `x`: a name cannot need itself"),
+        ("{formula: chosen_logps, params: {beta: 1}}", "objective.params.beta", "nothing reads it"),
+        ("{formula: chosen_logps, params: {beta: {defalt: 1}}}", "objective.params.beta", "{default, min, max,"),
+        ("{formula: chosen_logps, params: {chosen_len: 1}}", "objective.params.chosen_len", "a number of every pair"),
+        ("{formula: x * chosen_logps, let: {x: '1'}, params: {x: 1}}", "objective.let.x", "twice in use"),
+        ("{formula: chosen_logps, use: dop}", "objective.use", "did you mean `dpo`?"),
+        ("{formula: chosen_logps, report: {x: values}}", "objective.report.x", "expected a number for each pair"),
+        (
+            "{formula: chosen_logps, state: {x: {initial: 0, next: chosen_logps}}}",
+            "objective.state.x.next",
+            "expected one number, found [3]",
+        ),
+        ("{formula: 'loop { }'}", "objective.formula", "operations"),
+        ("{file: none/such.yaml}", "objective.file", "none/such.yaml"),
+        ("7", "objective", "found 7"),
+    ] {
+        let found = issues(text);
+        let right = found.iter().any(|(at, said)| at == key && said.contains(message));
+        assert!(right, "{text}: expected {key}: {message}, found {found:?}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let text =
+        "{use: log_ratios, params: {gamma: 0.1}, let: {target: gama * chosen_len}, formula: relu(target - margni)}";
+    let keys: Vec<String> = issues(text).into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, ["objective.let.target", "objective.formula"]);
+}
+
+#[test]
+fn params_listed_are_those_that_are_read() {
+    let read = |name: &str| {
+        let definition = super::built_in::definition(name).unwrap().whole().unwrap();
+        definition.params_read().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(read("apo_zero"), ["beta", "ld_alpha", "weighting"]);
+    assert_eq!(read("hinge"), ["beta", "divergence", "divergence_alpha", "ld_alpha", "weighting"]);
+    assert_eq!(read("orpo"), ["beta", "nll"]);
+}
+
+#[test]
+fn a_definition_can_stand_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clipped.yaml");
+    std::fs::write(
+        &path,
+        "use: log_ratios\nparams: {most: {default: 10, above: 0}}\nformula: -min(beta * margin, most)\n",
+    )
+    .unwrap();
+    let written = format!("{{file: {}, beta: 2, most: 4}}", path.display());
+    // 2 D = 10 and -4, at most 4.
+    assert_close("file", &losses(&written, &two_pairs()), &[-4.0, 4.0], 1e-9);
+    let config: ObjectiveConfig = serde_yaml::from_str(&written).unwrap();
+    assert_eq!(config.files(), [path]);
+}
