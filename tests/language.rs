@@ -41,6 +41,7 @@ nodes:
     with: {{model: "${{model}}", objective: orpo, learning_rate: 5.0e-6}}
   samples: {{op: sample_sink, in: augment.fresh, with: {{tokenizer: "${{model}}"}}}}
   metrics: {{op: metrics_sink, in: [learner.metrics, augment.metrics]}}
+  model: {{op: checkpoint, in: learner.weights}}
 "#,
         root().join("operators/self_augment.yaml").display()
     )
@@ -172,4 +173,20 @@ fn a_scaffold_of_the_sapo_operators_is_its_loop() {
     let wrong = sapo_flow(&["new", "prompt_sourc"]);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("did you mean `prompt_source`?"));
+}
+
+#[test]
+fn a_model_that_nobody_writes_is_warned_of() {
+    let registry = sapo_flow_operators::registry();
+    let warnings = |text: &str| {
+        let graph = pipeline::parse_str("p.yaml", text, &[], &registry).unwrap();
+        graph.warnings.list.iter().map(|found| (found.line, found.message.clone())).collect::<Vec<_>>()
+    };
+    let whole = with_self_augment();
+    let without = whole.replace("  model: {op: checkpoint, in: learner.weights}\n", "");
+    assert_eq!(warnings(&without), [(11, "no node writes the model that `learner` trains".to_owned())]);
+    // The average of a model is a model too.
+    let average =
+        whole.replace("model: {op: checkpoint, in: learner.weights}", "model: {op: checkpoint, in: augment.weights}");
+    assert_eq!(warnings(&average), []);
 }

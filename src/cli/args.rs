@@ -27,8 +27,14 @@ pub struct Args {
 pub enum Verb {
     /// Run a pipeline
     Run(RunArgs),
+    /// Run a pipeline with several values for its parameters, and several seeds
+    Sweep(SweepArgs),
+    /// List, show and compare runs
+    Runs(RunsArgs),
     /// Check pipelines, and tell everything that is wrong with them
     Validate(ValidateArgs),
+    /// Run the tests that stand in pipelines
+    Test(TestArgs),
     /// Print a pipeline flat, with where each of its values came from
     Expand(ExpandArgs),
     /// Draw a pipeline's graph
@@ -77,9 +83,116 @@ pub struct RunArgs {
     /// Only tell what would be done: graph, steps, and an estimate of memory
     #[arg(long, conflicts_with = "resume")]
     pub dry_run: bool,
+    /// Seed of every random draw, instead of the one in the pipeline's `run` block
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    pub seed: Option<u64>,
+    /// Threads for tensor work, where the pipeline's `run` block says nothing of them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
     /// Show nothing but errors
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// `sapo-flow sweep`
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Every combination of the values is a run of its own, in a directory named after them. What each comes to is shown at the
+end; `sapo-flow runs table DIR` shows it again.
+
+  sapo-flow sweep p.yaml                                   the `sweep` block of the pipeline
+  sapo-flow sweep p.yaml -S ema_decay=0.25,0.5 --repeat 3  two values, each with three seeds
+  sapo-flow sweep --resume runs/p-sweep-20250101T120000Z   what is not finished of that sweep")]
+pub struct SweepArgs {
+    /// The pipeline
+    #[arg(required_unless_present = "resume")]
+    pub pipeline: Option<PathBuf>,
+    /// Give a parameter these values in turn, or one value in all runs (YAML); may be repeated
+    #[arg(short = 'S', long = "set", value_name = "NAME=VALUE,..", value_parser = name_and_value, conflicts_with = "resume")]
+    pub overrides: Vec<(String, String)>,
+    /// Run each combination with this many seeds: the pipeline's, and those after it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000), conflicts_with = "resume")]
+    pub repeat: Option<u64>,
+    /// Runs at a time; they share the processors
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: u16,
+    /// Write into this directory, which must be new or empty [default: a new one named after pipeline and time]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub sweep_dir: Option<PathBuf>,
+    /// Go on with a sweep: what is finished stays, what was interrupted or failed goes on from its newest checkpoint
+    #[arg(long, value_name = "SWEEP_DIR", conflicts_with = "pipeline")]
+    pub resume: Option<PathBuf>,
+    /// Only tell which runs there would be
+    #[arg(long, conflicts_with = "resume")]
+    pub dry_run: bool,
+}
+
+/// `sapo-flow runs`
+#[derive(Debug, ClapArgs)]
+pub struct RunsArgs {
+    /// What to tell
+    #[command(subcommand)]
+    pub verb: RunsVerb,
+}
+
+/// What to tell of runs.
+#[derive(Debug, Subcommand)]
+pub enum RunsVerb {
+    /// List runs
+    Ls(RunsLsArgs),
+    /// Tell everything about a run
+    Show(RunsShowArgs),
+    /// Compare two runs: what differs in parameters and pipeline, and what they came to
+    Diff(RunsDiffArgs),
+    /// Compare finished runs: mean and standard deviation over those that differ in nothing but their seed
+    Table(RunsTableArgs),
+}
+
+/// `sapo-flow runs ls`
+#[derive(Debug, ClapArgs)]
+pub struct RunsLsArgs {
+    /// Run directories, sweeps, or directories of these
+    #[arg(default_value = "runs")]
+    pub directories: Vec<PathBuf>,
+    /// How to write it
+    #[arg(long, value_enum, default_value_t)]
+    pub format: PageFormat,
+}
+
+/// `sapo-flow runs show`
+#[derive(Debug, ClapArgs)]
+pub struct RunsShowArgs {
+    /// The run directory
+    pub run: PathBuf,
+    /// How to write it
+    #[arg(long, value_enum, default_value_t)]
+    pub format: PageFormat,
+}
+
+/// `sapo-flow runs diff`
+#[derive(Debug, ClapArgs)]
+pub struct RunsDiffArgs {
+    /// A run directory
+    pub first: PathBuf,
+    /// Another one
+    pub second: PathBuf,
+    /// How to write it
+    #[arg(long, value_enum, default_value_t)]
+    pub format: PageFormat,
+}
+
+/// `sapo-flow runs table`
+#[derive(Debug, ClapArgs)]
+pub struct RunsTableArgs {
+    /// Run directories, sweeps, or directories of these
+    #[arg(default_value = "runs")]
+    pub directories: Vec<PathBuf>,
+    /// A metric to show, its last value; may be repeated [default: loss, and eval_nll, eval_accuracy, eval_margin]
+    #[arg(short, long = "metric", value_name = "NAME")]
+    pub metrics: Vec<String>,
+    /// How to write it
+    #[arg(long, value_enum, default_value_t)]
+    pub format: PageFormat,
 }
 
 /// `sapo-flow validate`
@@ -90,6 +203,19 @@ pub struct ValidateArgs {
     pub pipelines: Vec<PathBuf>,
     #[command(flatten)]
     pub overrides: Overrides,
+}
+
+/// `sapo-flow test`
+#[derive(Debug, ClapArgs)]
+pub struct TestArgs {
+    /// The pipelines
+    #[arg(required = true)]
+    pub pipelines: Vec<PathBuf>,
+    #[command(flatten)]
+    pub overrides: Overrides,
+    /// Write the results as JUnit XML, too
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
 }
 
 /// `sapo-flow expand`

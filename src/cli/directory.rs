@@ -13,9 +13,13 @@ pub const PIPELINE: &str = "pipeline.yaml";
 
 /// Make a directory named after pipeline and time under the one that the pipeline's `run` block names.
 pub fn create(graph: &Graph, pipeline: &Path) -> anyhow::Result<PathBuf> {
-    let parent = Path::new(&graph.run.directory);
+    create_named(Path::new(&graph.run.directory), &stem(pipeline))
+}
+
+/// Make a directory of that name with the time behind it.
+pub fn create_named(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(parent).with_context(|| format!("cannot make the directory {}", parent.display()))?;
-    let name = format!("{}-{}", stem(pipeline), Utc::now().format("%Y%m%dT%H%M%SZ"));
+    let name = format!("{name}-{}", Utc::now().format("%Y%m%dT%H%M%SZ"));
     // Runs that begin within the same second get numbers.
     for number in 1.. {
         let directory = parent.join(if number == 1 { name.clone() } else { format!("{name}-{number}") });

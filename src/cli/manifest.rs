@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use chrono::{SecondsFormat, Utc};
 use sapo_flow_engine::Graph;
+use sapo_flow_engine::runtime::{Outcome, RunReport};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::directory::write_whole;
@@ -20,6 +22,9 @@ const FILE: &str = "manifest.json";
 pub struct Manifest {
     /// The pipeline's file, as given.
     pub pipeline: PathBuf,
+    /// The pipeline's parameters with their values; absent in runs of versions that did not note them.
+    #[serde(default)]
+    pub params: Option<Map<String, Value>>,
     /// Seed of every random draw.
     pub seed: u64,
     /// The device meant where a node names none.
@@ -58,12 +63,60 @@ pub struct Process {
     pub libtorch: String,
     /// Operating system and processor.
     pub platform: String,
+    /// How it ended; absent while it works, and where it was killed.
+    #[serde(default)]
+    pub ended: Option<Ended>,
+}
+
+/// How a process ended its work on a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// When, in UTC.
+    pub at: String,
+    /// What became of the run.
+    pub outcome: Ending,
+    /// Steps done, by all processes; where it failed, it is not known.
+    #[serde(default)]
+    pub steps: Option<u64>,
+    /// Steps of the whole run.
+    #[serde(default)]
+    pub total_steps: Option<u64>,
+    /// What failed.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// What became of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// All steps are done.
+    Finished,
+    /// Stopped from outside, after a checkpoint.
+    Interrupted,
+    /// Ended by an error.
+    Failed,
+}
+
+impl Manifest {
+    /// The manifest in a run directory.
+    pub fn read(directory: &Path) -> anyhow::Result<Self> {
+        let path = directory.join(FILE);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+}
+
+/// Whether a directory is that of a run.
+pub fn is_there(directory: &Path) -> bool {
+    directory.join(FILE).is_file()
 }
 
 /// Write the manifest of a fresh run.
 pub fn create(directory: &Path, graph: &Graph, pipeline: &Path, device: String) -> anyhow::Result<()> {
     let manifest = Manifest {
         pipeline: pipeline.to_owned(),
+        params: Some(params(graph)),
         seed: graph.run.seed,
         device,
         dtype: format!("{:?}", graph.run.dtype).to_lowercase(),
@@ -76,9 +129,7 @@ pub fn create(directory: &Path, graph: &Graph, pipeline: &Path, device: String) 
 
 /// Note in a run's manifest that this process goes on with it. Models and data must be what they were.
 pub fn resume(directory: &Path, graph: &Graph, first_step: u64) -> anyhow::Result<()> {
-    let path = directory.join(FILE);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut manifest: Manifest = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let mut manifest = Manifest::read(directory)?;
     let files = hashes(graph)?;
     for (name, before) in &manifest.files {
         match files.get(name) {
@@ -95,6 +146,39 @@ pub fn resume(directory: &Path, graph: &Graph, first_step: u64) -> anyhow::Resul
     write(directory, &manifest)
 }
 
+/// Note in a run's manifest how this process ended its work.
+pub fn end(directory: &Path, outcome: Result<&RunReport, &anyhow::Error>) -> anyhow::Result<()> {
+    let mut manifest = Manifest::read(directory)?;
+    let at = now();
+    let ended = match outcome {
+        Ok(RunReport { outcome, total_steps, .. }) => {
+            let (outcome, steps) = match outcome {
+                Outcome::Completed => (Ending::Finished, *total_steps),
+                Outcome::Interrupted { step } => (Ending::Interrupted, *step),
+            };
+            Ended { at, outcome, steps: Some(steps), total_steps: Some(*total_steps), error: None }
+        }
+        Err(error) => {
+            let error = Some(format!("{error:#}"));
+            Ended { at, outcome: Ending::Failed, steps: None, total_steps: None, error }
+        }
+    };
+    if let Some(process) = manifest.processes.last_mut() {
+        process.ended = Some(ended);
+    }
+    write(directory, &manifest)
+}
+
+/// The values of a pipeline's parameters. What YAML can say and JSON cannot, such as not-a-number, is null.
+pub fn params(graph: &Graph) -> Map<String, Value> {
+    let value = |value| serde_json::to_value(value).unwrap_or_default();
+    graph.params.iter().map(|(name, given)| (name.clone(), value(given))).collect()
+}
+
+fn now() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
 fn write(directory: &Path, manifest: &Manifest) -> anyhow::Result<()> {
     write_whole(&directory.join(FILE), &(serde_json::to_string_pretty(manifest)? + "\n"))
 }
@@ -102,12 +186,13 @@ fn write(directory: &Path, manifest: &Manifest) -> anyhow::Result<()> {
 impl Process {
     fn this(first_step: u64) -> Self {
         Process {
-            started: Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true),
+            started: now(),
             command_line: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
             first_step,
             sapo_flow: env!("CARGO_PKG_VERSION").to_owned(),
             libtorch: env!("SAPO_FLOW_LIBTORCH").to_owned(),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            ended: None,
         }
     }
 }

@@ -3,9 +3,10 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`args`] | the command line as types |
-//! | [`run`], [`validate`], [`expand`], [`graph`], [`operators`], [`import`], [`generate`] | a verb each |
+//! | [`run`], [`validate`], [`test`], [`expand`], [`graph`], [`operators`], [`import`], [`generate`] | a verb each |
 //! | [`plan`] | what a run would do: `run --dry-run` |
-//! | [`directory`], [`manifest`] | the run directory, and how its results came to be |
+//! | [`sweep`], [`runs`] | many runs: made, listed, compared |
+//! | [`directory`], [`lock`], [`manifest`] | the run directory, whose it is, and how its results came to be |
 //! | [`progress`], [`report`] | what is shown during a run, and after it |
 //! | [`terminal`] | where text goes, so that log lines and progress bars do not mix |
 
@@ -20,13 +21,17 @@ mod expand;
 mod generate;
 mod graph;
 mod import;
+mod lock;
 mod manifest;
 mod operators;
 mod plan;
 mod progress;
 mod report;
 mod run;
+mod runs;
+mod sweep;
 mod terminal;
+mod test;
 mod validate;
 
 use args::{Args, Verb};
@@ -59,6 +64,9 @@ pub fn main() -> ExitCode {
     let outcome = match args.verb {
         Verb::Run(args) => run::run(args),
         Verb::Validate(args) => validate::validate(&args),
+        Verb::Sweep(args) => sweep::sweep(&args),
+        Verb::Runs(args) => runs::runs(&args),
+        Verb::Test(args) => test::test(&args),
         Verb::Expand(args) => expand::expand(&args),
         Verb::Graph(args) => graph::graph(&args),
         Verb::Operators(args) => operators::operators(&args),

@@ -12,6 +12,7 @@ use sapo_flow_engine::runtime::{self, Outcome as RunOutcome, RunOptions, RunRepo
 use sapo_flow_training::device;
 
 use super::args::RunArgs;
+use super::lock::{self, Lock};
 use super::progress::{Display, Summary, Watcher};
 use super::report::{self, Evaluations};
 use super::{Failure, Outcome, directory, manifest, plan, show, terminal, validate};
@@ -28,7 +29,7 @@ enum Resume {
 pub fn run(args: RunArgs) -> Outcome {
     device::keep_memory();
     let (pipeline, resume) = what_to_run(&args)?;
-    let graph = validate::load(&pipeline, &args.overrides.overrides)?;
+    let graph = with_options(validate::load(&pipeline, &args.overrides.overrides)?, &args);
     if !args.quiet {
         show(&graph.warnings);
     }
@@ -36,15 +37,16 @@ pub fn run(args: RunArgs) -> Outcome {
         return plan::show(&directory::stem(&pipeline), &graph);
     }
     let device = device::name(device::parse(&graph.run.device)?);
-    let (run_directory, checkpoint) = match resume {
+    let (run_directory, _lock, checkpoint) = match resume {
         Resume::No => {
             let run_directory = match &args.run_dir {
                 Some(directory) => directory::create_at(directory)?,
                 None => directory::create(&graph, &pipeline)?,
             };
+            let lock = lock::take(&run_directory)?;
             directory::write_pipeline(&run_directory, &graph, &pipeline)?;
             manifest::create(&run_directory, &graph, &pipeline, device)?;
-            (run_directory, None)
+            (run_directory, lock, None)
         }
         Resume::Latest => take_up(directory::latest(&graph, &pipeline)?, &graph, args.quiet)?,
         Resume::Directory(run_directory) => take_up(run_directory, &graph, args.quiet)?,
@@ -57,8 +59,24 @@ pub fn run(args: RunArgs) -> Outcome {
     if !args.quiet {
         terminal::message(&format!("run directory: {}", run_directory.display()));
     }
-    let (report, summary) = execute(&graph, &run_directory, checkpoint, display)?;
+    let executed = execute(&graph, &run_directory, checkpoint, display);
+    let noted = manifest::end(&run_directory, executed.as_ref().map(|(report, _)| report));
+    let (report, summary) = executed?;
+    noted?;
     finish(&report, &summary, &run_directory, args.quiet)
+}
+
+/// The pipeline with what the command line says of its `run` block.
+fn with_options(mut graph: Graph, args: &RunArgs) -> Graph {
+    if let Some(seed) = args.seed {
+        graph.run.seed = seed;
+        // The stored pipeline runs again as it is.
+        if let Some(run) = graph.resolved.get_mut("run").and_then(|run| run.as_mapping_mut()) {
+            run.insert("seed".into(), seed.into());
+        }
+    }
+    graph.run.threads = graph.run.threads.or(args.threads.map(usize::from));
+    graph
 }
 
 /// The pipeline's file, and the run to go on with.
@@ -78,13 +96,18 @@ fn what_to_run(args: &RunArgs) -> Result<(PathBuf, Resume), Failure> {
 }
 
 /// A run directory with its newest checkpoint. A run that was stopped before its first one begins anew.
-fn take_up(run_directory: PathBuf, graph: &Graph, quiet: bool) -> anyhow::Result<(PathBuf, Option<LoadedCheckpoint>)> {
+fn take_up(
+    run_directory: PathBuf,
+    graph: &Graph,
+    quiet: bool,
+) -> anyhow::Result<(PathBuf, Lock, Option<LoadedCheckpoint>)> {
+    let lock = lock::take(&run_directory)?;
     let checkpoint = LoadedCheckpoint::latest(&run_directory, graph)?;
     manifest::resume(&run_directory, graph, checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step))?;
     if !quiet && checkpoint.is_none() {
         terminal::message(&format!("{} has no checkpoint yet: its run begins anew", run_directory.display()));
     }
-    Ok((run_directory, checkpoint))
+    Ok((run_directory, lock, checkpoint))
 }
 
 fn execute(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,8 @@ pub struct Graph {
     pub edges: Vec<Edge>,
     /// The `run` block.
     pub run: RunSettings,
+    /// The parameters by name, in the order declared, with the values that they have.
+    pub params: IndexMap<String, serde_yaml::Value>,
     /// The pipeline with every parameter filled in: what a run directory stores, and what runs again as it is.
     pub resolved: serde_yaml::Value,
     /// What is legal but looks like a mistake.
@@ -52,6 +55,18 @@ impl Graph {
     /// The output port that an edge begins at.
     pub fn output(&self, edge: &Edge) -> &'static PortSpec {
         &self.nodes[edge.from_node].op.outputs[edge.from_port]
+    }
+
+    /// What a node's output carries: as its edges say, or where nothing reads it, the one of its types that arrives at the
+    /// node.
+    pub fn emitted_type(&self, node: usize, port: usize) -> PortType {
+        let read = self.edges.iter().find(|edge| (edge.from_node, edge.from_port) == (node, port));
+        let types = self.nodes[node].op.outputs[port].types;
+        let arriving = self.edges.iter().find(|edge| edge.to_node == node && types.contains(&edge.port_type));
+        match types {
+            [only] => *only,
+            _ => read.or(arriving).map_or(types[0], |edge| edge.port_type),
+        }
     }
 
     /// The input port that an edge ends at.

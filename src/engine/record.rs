@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A token's index in the vocabulary.
@@ -98,7 +99,7 @@ impl Record {
 }
 
 /// A tokenized row of a data set: a prompt and the answer to learn from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Prompt {
     /// The source (node name) that read the row.
     pub source: String,
@@ -120,7 +121,7 @@ pub struct Prompt {
 pub type Values = BTreeMap<String, f64>;
 
 /// A response to a prompt.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample {
     /// The step at which the sample came to be.
     pub step: u64,
@@ -212,7 +213,7 @@ impl Retracted {
 }
 
 /// The part of a response that a sampler wrote, in tokens of the response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Segment {
     /// First generated token of the rejected response.
     pub start: usize,
@@ -223,7 +224,7 @@ pub struct Segment {
 }
 
 /// A chosen and a rejected response to one prompt.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Pair {
     /// The step at which the pair came to be.
     pub step: u64,
@@ -252,7 +253,7 @@ pub struct Pair {
 }
 
 /// Summed log-probabilities of a pair's responses under a reference model, in nats.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReferenceLogps {
     /// Of the chosen response.
     pub chosen: f32,
@@ -261,7 +262,7 @@ pub struct ReferenceLogps {
 }
 
 /// Pairs for one update, or for a part of one where a step has several batches.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Batch {
     /// The pairs, each within the batcher's max_length.
     pub pairs: Vec<Arc<Pair>>,

@@ -15,6 +15,7 @@
 //! | `examples` | the programs under `examples` work |
 //! | `server` | nothing: a server with OpenAI's HTTP interface |
 //! | `shipped` | the pipelines that ship train |
+//! | `sweeps` | many runs of one pipeline, stopped and resumed |
 //! | `models` | the directories that a run writes are models |
 
 mod composites;
@@ -31,4 +32,5 @@ mod rewiring;
 mod server;
 mod shipped;
 mod watch;
+mod sweeps;
 mod workplace;

@@ -31,6 +31,18 @@ pub(crate) fn flatten(nodes: &Yaml, library: &Library, registry: &Registry, repo
     flattener.flat
 }
 
+/// The outputs of flat nodes, each `node.port` by its full name, that `node` or `node.port` of a pipeline stands for.
+pub(crate) fn outputs(
+    reference: &Yaml,
+    nodes: &Yaml,
+    library: &Library,
+    registry: &Registry,
+    report: &mut Report,
+) -> Vec<Yaml> {
+    let scope = Scope { prefix: String::new(), nodes, inputs: BTreeMap::new(), uses: Vec::new(), stack: Vec::new() };
+    Flattener { library, registry, flat: Vec::new() }.resolve(reference, &scope, report)
+}
+
 struct Flattener<'a> {
     library: &'a Library,
     registry: &'a Registry,

@@ -172,6 +172,13 @@ impl Report {
         }
     }
 
+    /// All findings, as [`finish`](Self::finish) tells them, and the sources.
+    pub fn take(self) -> (Diagnostics, Self) {
+        let sources = self.sources.iter().map(|s| Source { name: s.name.clone(), text: s.text.clone() }).collect();
+        let empty = Report { sources, list: Vec::new(), contexts: Vec::new(), context: Vec::new() };
+        (self.finish(), empty)
+    }
+
     /// Add an included file; the result stands for it in spans.
     pub fn add_source(&mut self, name: &str, text: &str) -> usize {
         self.sources.push(Source { name: name.to_owned(), text: text.to_owned() });

@@ -9,6 +9,7 @@ use super::diagnostic::{Diagnostics, Report, Span};
 use super::environment::Environment;
 use super::interpolation::escape;
 use super::library::Library;
+use super::overrides::Override;
 use super::params::Params;
 use super::schema::{Validator, blame};
 use super::wiring::{self, Draft};
@@ -17,9 +18,19 @@ use super::{lints, order, retractions, types};
 use crate::graph::{Graph, Node, RunSettings};
 use crate::operator::{ConfigIssue, OperatorSpec, Registry};
 
-/// The pipeline in the report's text as a graph, and as a flat tree with all parameters filled in; None where something
-/// kept it from being one.
-pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report: &mut Report) -> Option<(Graph, Yaml)> {
+/// A pipeline without errors.
+pub(crate) struct Lowered {
+    pub graph: Graph,
+    /// The flat pipeline with all parameters filled in.
+    pub filled: Yaml,
+    /// Its nodes before composite operators were replaced.
+    pub nodes: Yaml,
+    pub params: Params,
+    pub library: Library,
+}
+
+/// The mapping in the report's text; None where it is none.
+pub(crate) fn root(report: &mut Report) -> Option<Yaml> {
     let root = yaml::parse(0, report)?;
     if !matches!(root.content, Content::Mapping(_)) {
         report
@@ -27,17 +38,24 @@ pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report:
             .help("it has the keys `version`, `params`, `run` and `nodes`");
         return None;
     }
+    Some(root)
+}
+
+/// The pipeline as a graph, and as a flat tree with all parameters filled in; None where something kept it from being
+/// one.
+pub(crate) fn lower(root: &Yaml, overrides: &[Override], registry: &Registry, report: &mut Report) -> Option<Lowered> {
     let top = Span { source: 0, line: 1, column: 1, width: 1 };
-    check_keys(&root, &["version", "include", "env", "params", "operators", "run", "nodes"], "the pipeline", report);
-    check_version(&root, top, report);
+    let keys = ["version", "include", "env", "params", "operators", "run", "nodes", "sweep", "tests"];
+    check_keys(root, &keys, "the pipeline", report);
+    check_version(root, top, report);
     let file = report.name(0).to_owned();
-    let library = Library::read(&root, &file, registry, report);
+    let library = Library::read(root, &file, registry, report);
     if library.report_recursion(report) {
         return None;
     }
     let environment = Environment::read(root.get("env").map(|entry| &entry.value), report);
     let mut params = Params::read(root.get("params").map(|entry| &entry.value), environment, overrides, report);
-    let mut filled = params.fill(&without_definitions(&root), report);
+    let mut filled = params.fill(&without_definitions(root), report);
     params.report_unused(report);
 
     let run = read_run(filled.get("run"), top, report);
@@ -45,6 +63,7 @@ pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report:
     let mut drafts: Vec<Draft> = flat.iter().map(|node| read_node(node, registry, &library, report)).collect();
     report.set_context(&[]);
     report_nested(&drafts, report);
+    let nodes = filled.get("nodes").map(|nodes| nodes.value.clone());
     replace_nodes(&mut filled, &flat);
     wiring::connect(&mut drafts, report);
     retractions::check(&drafts, report);
@@ -55,15 +74,16 @@ pub(crate) fn lower(overrides: &[(String, String)], registry: &Registry, report:
     if report.has_errors() {
         return None;
     }
-    lints::check(&drafts, report);
+    lints::check(&drafts, registry, report);
     let graph = Graph {
         edges: wiring::edges(&drafts, &order),
         nodes: order.into_iter().filter_map(|index| node(&drafts[index])).collect(),
         run: run?,
+        params: params.values().map(|(name, value)| (name.to_owned(), value)).collect(),
         resolved: filled.to_value_with(&escape),
         warnings: Diagnostics::default(),
     };
-    Some((graph, filled))
+    Some(Lowered { graph, filled, nodes: nodes?, params, library })
 }
 
 /// An error for each key that is none of `known`.
@@ -89,9 +109,9 @@ fn check_version(root: &Yaml, top: Span, report: &mut Report) {
     }
 }
 
-/// The pipeline without what only serves to write it.
+/// The pipeline without what only serves to write it, to vary it and to test it.
 fn without_definitions(root: &Yaml) -> Yaml {
-    let definitions = ["include", "env", "params", "operators"];
+    let definitions = ["include", "env", "params", "operators", "sweep", "tests"];
     let entries = root.entries().iter().filter(|entry| !definitions.contains(&entry.key.as_str())).cloned().collect();
     Yaml::new(root.span, Content::Mapping(entries))
 }

@@ -57,6 +57,8 @@ pub fn json_schema(registry: &Registry) -> Json {
             },
             "run": {"$ref": "#/$defs/run"},
             "nodes": {"$ref": "#/$defs/nodes"},
+            "sweep": sweep(),
+            "tests": tests(),
         },
         "$defs": definitions,
     })
@@ -202,6 +204,80 @@ fn composite() -> Json {
                 "additionalProperties": {"anyOf": [reference, {"type": "array", "items": reference}]},
             },
             "nodes": {"$ref": "#/$defs/nodes"},
+        },
+    })
+}
+
+fn sweep() -> Json {
+    json!({
+        "description": "Values that parameters take in turn: every combination of `grid`, with every entry of `list`, \
+                        with every seed.",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "grid": {
+                "description": "Parameters with lists of values.",
+                "type": "object",
+                "additionalProperties": {"type": "array", "minItems": 1},
+            },
+            "list": {
+                "description": "Values that belong together, each entry a mapping from parameters.",
+                "type": "array",
+                "minItems": 1,
+                "items": {"type": "object"},
+            },
+            "seeds": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        },
+    })
+}
+
+fn tests() -> Json {
+    let step = json!({"anyOf": [{"type": "null"}, {"type": "object"}, {"type": "array", "items": {"type": "object"}}]});
+    let whole = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "count": {"description": "How many records there are in all: a number, or what holds of it."},
+            "each": {"type": "object", "description": "What every record is like."},
+            "any": {"type": "object", "description": "What at least one record is like."},
+            "no": {"type": "object", "description": "What no record is like."},
+        },
+    });
+    json!({
+        "description": "What nodes are to emit for records that are fed to them: `sapo-flow test`.",
+        "type": "array",
+        "items": {
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["name"],
+            "anyOf": [{"required": ["expect"]}, {"required": ["fails"]}],
+            "properties": {
+                "name": {"type": "string", "description": "What is tested."},
+                "params": {"type": "object", "description": "Values for parameters, in this test."},
+                "steps": {
+                    "description": "Steps to run; as many as are fed or listed, unless given.",
+                    "anyOf": [{"type": "integer", "minimum": 1}, reference()],
+                },
+                "feed": {
+                    "description": "Outputs (`node` or `node.port`) with the records to stand for what they emit, a \
+                                    step an entry.",
+                    "type": "object",
+                    "additionalProperties": {"type": "array", "items": step},
+                },
+                "expect": {
+                    "description": "Outputs with what they are to emit: a step an entry, or what holds of all records.",
+                    "type": "object",
+                    "minProperties": 1,
+                    "additionalProperties": {"anyOf": [{"type": "array", "items": step}, whole]},
+                },
+                "fails": {
+                    "description": "The failure that the run is to end with.",
+                    "type": "object",
+                    "additionalProperties": false,
+                    "required": ["node"],
+                    "properties": {"node": {"type": "string"}, "step": {}, "message": {}},
+                },
+            },
         },
     })
 }

@@ -3,11 +3,15 @@
 use super::diagnostic::Report;
 use super::order::reaches;
 use super::wiring::Draft;
+use crate::operator::{PortSpec, Registry};
+use crate::record::PortType;
 
-/// For a pipeline without errors: warn of feedback marks that close no cycle and of work that reaches no sink.
-pub(crate) fn check(drafts: &[Draft], report: &mut Report) {
+/// For a pipeline without errors: warn of feedback marks that close no cycle, of work that reaches no sink, and of models
+/// that are trained and not kept.
+pub(crate) fn check(drafts: &[Draft], registry: &Registry, report: &mut Report) {
     report_idle_feedback(drafts, report);
     report_lost_work(drafts, report);
+    report_lost_models(drafts, registry, report);
     report.set_context(&[]);
 }
 
@@ -52,4 +56,34 @@ fn report_lost_work(drafts: &[Draft], report: &mut Report) {
             report.warning(draft.span, format!("nothing reads what `{}` emits", draft.name));
         }
     }
+}
+
+/// A learner makes weights out of something else. Where no sink takes them, or what is made of them, they end with the run.
+fn report_lost_models(drafts: &[Draft], registry: &Registry, report: &mut Report) {
+    let takes_weights = |ports: &[PortSpec]| ports.iter().any(|port| port.types.contains(&PortType::Weights));
+    let writers = registry.iter().filter(|op| op.outputs.is_empty() && takes_weights(op.inputs));
+    let writers: Vec<&str> = writers.map(|op| op.name).collect();
+    let Some(writer) = writers.first() else { return };
+    for (index, draft) in drafts.iter().enumerate() {
+        let learns = takes_weights(draft.outputs()) && draft.op.as_ref().is_some_and(|op| !takes_weights(op.inputs));
+        if learns && !is_written(index, drafts, &mut Vec::new()) {
+            report.set_context(&draft.uses);
+            report
+                .warning(draft.span, format!("no node writes the model that `{}` trains", draft.name))
+                .help(format!("add a node with `op: {writer}` that reads its weights"));
+        }
+    }
+}
+
+/// Whether weights lead from a node to a sink.
+fn is_written(from: usize, drafts: &[Draft], seen: &mut Vec<usize>) -> bool {
+    if seen.contains(&from) {
+        return false;
+    }
+    seen.push(from);
+    let carries_weights = |port: usize| drafts[from].outputs()[port].types.contains(&PortType::Weights);
+    drafts.iter().enumerate().any(|(reader, draft)| {
+        draft.wires.iter().any(|wire| wire.from_node == from && carries_weights(wire.from_port))
+            && (draft.outputs().is_empty() || is_written(reader, drafts, seen))
+    })
 }

@@ -10,6 +10,9 @@
 //! | `schema` | values against the JSON Schema of an operator's config or of the `run` block |
 //! | `document` | the top level, the `run` block, the nodes |
 //! | `expand`, `composite_doc` | the flat pipeline as text; the reference pages of composite operators |
+//! | `overrides` | values of params from outside of their block |
+//! | `testing` | `tests`: the part of a graph that one runs, and what is expected of it |
+//! | `sweep` | `sweep`: values that parameters take in turn |
 //! | `editor` | the JSON Schema of pipelines |
 //! | `scaffold` | a first pipeline of given operators |
 //! | `wiring`, `types` | `in` blocks to typed edges |
@@ -36,11 +39,14 @@ mod interpolation;
 mod library;
 mod lints;
 mod order;
+mod overrides;
 mod params;
 mod retractions;
 mod scaffold;
 mod schema;
 mod suggest;
+mod sweep;
+mod testing;
 mod types;
 mod wiring;
 mod yaml;
@@ -50,9 +56,13 @@ pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use editor::json_schema;
 pub use scaffold::scaffold;
 pub use suggest::closest;
+pub use sweep::{Combination, Sweep};
+pub use testing::{Case, Verdict};
 
 use diagnostic::Report;
+use document::Lowered;
 pub(crate) use schema::{describe, follow};
+use testing::Source;
 
 /// Read a pipeline file and validate it.
 ///
@@ -73,29 +83,82 @@ pub fn parse_str(
     overrides: &[(String, String)],
     registry: &Registry,
 ) -> Result<Graph, Diagnostics> {
-    let mut report = Report::new(name, text, overrides);
-    let lowered = document::lower(overrides, registry, &mut report);
-    let diagnostics = report.finish();
-    match lowered {
-        Some((graph, _)) if !diagnostics.has_errors() => Ok(Graph { warnings: diagnostics, ..graph }),
-        _ => Err(diagnostics),
+    read(&Source { name, text, overrides }, registry)
+        .map(|read| Graph { warnings: read.warnings, ..read.lowered.graph })
+}
+
+/// The tests of a pipeline.
+///
+/// # Errors
+/// What is wrong with the pipeline or with its tests.
+pub fn tests(
+    name: &str,
+    text: &str,
+    overrides: &[(String, String)],
+    registry: &Registry,
+) -> Result<Vec<Case>, Diagnostics> {
+    read(&Source { name, text, overrides }, registry).map(|read| read.cases)
+}
+
+/// The runs of a pipeline's `sweep` block, and of overrides that give several values: `-S name=a,b`. A parameter that is
+/// overridden takes these values instead of those in the block's grid. Without any, it is one combination of no values.
+///
+/// # Errors
+/// What is wrong with the pipeline or with its sweep.
+pub fn sweep(
+    name: &str,
+    text: &str,
+    overrides: &[(String, String)],
+    registry: &Registry,
+) -> Result<Sweep, Diagnostics> {
+    let source = Source { name, text, overrides };
+    let mut report = source.report();
+    let Some(root) = document::root(&mut report) else { return Err(report.finish()) };
+    match sweep::read(&root, &source, registry, true) {
+        Ok(found) => Ok(found.unwrap_or_default()),
+        Err(list) => Err(Diagnostics { list }),
     }
 }
 
 /// A pipeline as the flat one that runs: parameters filled in, composite operators replaced by the nodes inside, defaults
-/// written out, and a comment on every value that says where it came from.
+/// written out, and a comment on every value that says where it came from. Its tests are left out.
 pub fn expand(
     name: &str,
     text: &str,
     overrides: &[(String, String)],
     registry: &Registry,
 ) -> Result<String, Diagnostics> {
-    let mut report = Report::new(name, text, overrides);
-    let lowered = document::lower(overrides, registry, &mut report);
-    match lowered {
-        Some((_, filled)) if !report.has_errors() => Ok(expand::to_text(&filled, registry, &report)),
-        _ => Err(report.finish()),
+    let read = read(&Source { name, text, overrides }, registry)?;
+    Ok(expand::to_text(&read.lowered.filled, registry, &read.report))
+}
+
+/// A pipeline that can run, and what belongs to it.
+struct Read {
+    lowered: Lowered,
+    cases: Vec<Case>,
+    warnings: Diagnostics,
+    /// The sources, for places of values.
+    report: Report,
+}
+
+/// Everything there is in a pipeline, or everything that is wrong with it.
+fn read(source: &Source, registry: &Registry) -> Result<Read, Diagnostics> {
+    let mut report = source.report();
+    let given = overrides::from_command_line(source.overrides, &mut report);
+    let root = document::root(&mut report);
+    let lowered = root.as_ref().and_then(|root| document::lower(root, &given, registry, &mut report));
+    let (Some(root), Some(lowered), false) = (root, lowered, report.has_errors()) else {
+        return Err(report.finish());
+    };
+    let (cases, mut wrong) = testing::read(&root, source, registry);
+    wrong.extend(sweep::read(&root, source, registry, false).err().unwrap_or_default());
+    if !wrong.is_empty() {
+        let mut diagnostics = report.finish();
+        diagnostics.list.extend(wrong);
+        return Err(diagnostics);
     }
+    let (warnings, report) = report.take();
+    Ok(Read { lowered, cases, warnings, report })
 }
 
 /// The composite operators that a pipeline defines or includes, whether or not its nodes are right.

@@ -13,6 +13,7 @@ use super::declaration::{self, Declaration};
 use super::diagnostic::{Report, Span};
 use super::environment::Environment;
 use super::interpolation::{Piece, names_in, pieces};
+use super::overrides::{Override, unplaced};
 use super::schema::{Validator, describe};
 use super::yaml::{Content, Entry, Origin, Yaml};
 
@@ -40,15 +41,10 @@ enum State {
 
 impl Params {
     /// Read the `params` block of a pipeline and apply the overrides.
-    pub fn read(
-        block: Option<&Yaml>,
-        environment: Environment,
-        overrides: &[(String, String)],
-        report: &mut Report,
-    ) -> Self {
+    pub fn read(block: Option<&Yaml>, environment: Environment, overrides: &[Override], report: &mut Report) -> Self {
         let mut params = Params::declared(declaration::read(block, report), environment);
-        for (index, (name, value)) in overrides.iter().enumerate() {
-            params.override_one(index, name, value, overrides, report);
+        for given in overrides {
+            params.override_one(given, report);
         }
         for param in params.list.iter().filter(|param| param.given.is_none() && param.declared.default.is_none()) {
             let name = &param.declared.name;
@@ -126,44 +122,19 @@ impl Params {
         }
     }
 
-    fn override_one(
-        &mut self,
-        index: usize,
-        name: &str,
-        text: &str,
-        overrides: &[(String, String)],
-        report: &mut Report,
-    ) {
-        let name_span = Span { source: 1, line: index + 1, column: 4, width: name.chars().count() };
-        let value_span = Span { column: 5 + name_span.width, width: text.chars().count(), ..name_span };
-        if overrides[..index].iter().any(|(earlier, _)| earlier == name) {
-            report.error(name_span, format!("the parameter `{name}` is overridden twice"));
-            return;
-        }
+    fn override_one(&mut self, given: &Override, report: &mut Report) {
         let names: Vec<String> = self.list.iter().map(|param| param.declared.name.clone()).collect();
-        let Some(param) = self.list.iter_mut().find(|param| param.declared.name == name) else {
-            let diagnostic = report.error(name_span, format!("the pipeline has no parameter `{name}`"));
+        let Some(param) = self.list.iter_mut().find(|param| param.declared.name == given.name) else {
+            let diagnostic = report.error(given.name_span, format!("the pipeline has no parameter `{}`", given.name));
             if names.is_empty() {
                 diagnostic.help("it has no `params` at all");
             } else {
-                diagnostic.suggest(name, &names);
+                diagnostic.suggest(&given.name, &names);
             }
             return;
         };
-        match serde_yaml::from_str(text) {
-            Ok(value) if !is_plain(&value) => {
-                report.error(value_span, "keys are text, and tags have no meaning here");
-                param.value.content = Content::Invalid;
-            }
-            Ok(value) => {
-                param.value = unplaced(value, value_span);
-                param.given = Some(format!("-S {name}={text}"));
-            }
-            Err(error) => {
-                report.error(value_span, format!("this is not YAML: {error}"));
-                param.value.content = Content::Invalid;
-            }
-        }
+        param.value = given.value.clone();
+        param.given = (!given.value.is_invalid()).then(|| given.given.clone());
     }
 
     /// Fill in the references of a parameter to others.
@@ -286,6 +257,11 @@ impl Params {
         }
     }
 
+    /// The parameters with their values, in the order declared.
+    pub fn values(&self) -> impl Iterator<Item = (&str, Value)> {
+        self.list.iter().map(|param| (param.declared.name.as_str(), param.value.to_value()))
+    }
+
     /// Warn of parameters and environment variables that nothing refers to.
     pub fn report_unused(&self, report: &mut Report) {
         for param in self.list.iter().filter(|param| !param.used) {
@@ -296,34 +272,6 @@ impl Params {
         }
         self.environment.report_unused(report);
     }
-}
-
-/// Whether a value has no tags, and no keys but text.
-fn is_plain(value: &Value) -> bool {
-    match value {
-        Value::Tagged(_) => false,
-        Value::Sequence(items) => items.iter().all(is_plain),
-        Value::Mapping(mapping) => mapping.iter().all(|(key, value)| key.is_string() && is_plain(value)),
-        _ => true,
-    }
-}
-
-/// A value all of which is at one place.
-fn unplaced(value: Value, span: Span) -> Yaml {
-    let content = match value {
-        Value::Sequence(items) => Content::Sequence(items.into_iter().map(|item| unplaced(item, span)).collect()),
-        Value::Mapping(mapping) => Content::Mapping(
-            mapping
-                .into_iter()
-                .filter_map(|(key, value)| {
-                    let key = key.as_str()?.to_owned();
-                    Some(Entry { key, key_span: span, value: unplaced(value, span) })
-                })
-                .collect(),
-        ),
-        scalar => Content::Scalar(scalar),
-    };
-    Yaml::new(span, content)
 }
 
 /// The same value as if it were written at `span`.

@@ -23,7 +23,8 @@ impl Validator<'_> {
         self.value(self.root, yaml, name, key, report);
     }
 
-    fn value(&self, schema: &Json, yaml: &Yaml, name: &str, key: Span, report: &mut Report) {
+    /// The same, by a part of the schema.
+    pub fn value(&self, schema: &Json, yaml: &Yaml, name: &str, key: Span, report: &mut Report) {
         if yaml.is_invalid() {
             return;
         }

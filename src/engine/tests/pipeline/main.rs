@@ -7,5 +7,7 @@ mod drawing;
 mod graph;
 mod params;
 mod plan;
+mod sweeps;
+mod testing;
 mod toy;
 mod types;

@@ -288,6 +288,7 @@ pub fn self_play(max_staleness: u64, salt: u64, learner_config: &str) -> Graph {
         ],
         run: RunSettings { epochs: Some(2), ..RunSettings::default() },
         resolved: serde_yaml::Value::Null,
+        params: Default::default(),
         warnings: Default::default(),
     }
 }

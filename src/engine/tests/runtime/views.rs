@@ -68,6 +68,7 @@ fn a_view_reports_the_collection_after_every_step() {
         edges: vec![edge((0, 0), (1, 0), PortType::Prompts, None), edge((1, 0), (2, 0), PortType::Metrics, None)],
         run: RunSettings { steps: Some(4), ..RunSettings::default() },
         resolved: serde_yaml::Value::Null,
+        params: Default::default(),
         warnings: Default::default(),
     };
     for workers in [1, 2] {
