@@ -1,4 +1,5 @@
 # make run     set up what is missing, build, and train: the main job
+# make sweep   the same with the runs of a pipeline's `sweep`, on a tiny model: PIPELINE=pipelines/ablations/replay.yaml
 # make test    set up what is missing, and run all tests
 # make lint    formatting, clippy and documentation, warnings denied
 # make bench   measure against a peer in PyTorch, and write BENCHMARKS.md; about an hour, BENCH= takes options
@@ -7,7 +8,7 @@
 # PIPELINE=pipelines/sapo_dpo.yaml runs another pipeline. Everything fetched is kept (scripts/setup.py says where), so a
 # second time starts at once. LIBTORCH or LIBTORCH_USE_PYTORCH in the environment: that libtorch is used, none fetched.
 
-.PHONY: help run test bench lint setup libtorch build model data
+.PHONY: help run sweep test bench lint setup libtorch build model data tiny-model
 
 PIPELINE ?= pipelines/sapo_orpo.yaml
 PYTHON ?= python3
@@ -30,6 +31,13 @@ help:
 
 run: setup
 	$(SAPO_FLOW) run $(PIPELINE) $(SMALL)
+
+# SWEEP="--jobs 2" and the like.
+sweep: libtorch build data tiny-model
+	$(SAPO_FLOW) sweep $(PIPELINE) $(SMALL) $(SWEEP)
+
+tiny-model: data
+	@$(PYTHON) scripts/tiny_model.py models/tiny data/chat.jsonl
 
 setup: libtorch build data
 	@$(SETUP) model --sapo-flow $(SAPO_FLOW)
