@@ -1,5 +1,5 @@
 # make run     set up what is missing, build, and train: the main job
-# make sweep   the same with the runs of a pipeline's `sweep`, on a tiny model: PIPELINE=pipelines/ablations/replay.yaml
+# make sweep   set up, and run a pipeline's sweep: PIPELINE=pipelines/ablations/replay.yaml, with a tiny model
 # make test    set up what is missing, and run all tests
 # make lint    formatting, clippy and documentation, warnings denied
 # make bench   measure against a peer in PyTorch, and write BENCHMARKS.md; about an hour, BENCH= takes options
@@ -33,7 +33,7 @@ run: setup
 	$(SAPO_FLOW) run $(PIPELINE) $(SMALL)
 
 # SWEEP="--jobs 2" and the like.
-sweep: libtorch build data tiny-model
+sweep: setup tiny-model
 	$(SAPO_FLOW) sweep $(PIPELINE) $(SMALL) $(SWEEP)
 
 tiny-model: data

@@ -40,7 +40,7 @@ nodes:
     in: batches.batches
     with: {{model: "${{model}}", objective: orpo, learning_rate: 5.0e-6}}
   samples: {{op: sample_sink, in: augment.fresh, with: {{tokenizer: "${{model}}"}}}}
-  metrics: {{op: metrics_sink, in: [learner.metrics, augment.metrics]}}
+  metrics: {{op: metrics_sink, in: [learner.metrics, augment.metrics, batches.metrics]}}
   model: {{op: checkpoint, in: learner.weights}}
 "#,
         root().join("operators/self_augment.yaml").display()
@@ -176,7 +176,7 @@ fn a_scaffold_of_the_sapo_operators_is_its_loop() {
 }
 
 #[test]
-fn a_model_that_nobody_writes_is_warned_of() {
+fn models_and_metrics_that_nobody_writes_are_warned_of() {
     let registry = sapo_flow_operators::registry();
     let warnings = |text: &str| {
         let graph = pipeline::parse_str("p.yaml", text, &[], &registry).unwrap();
@@ -185,6 +185,8 @@ fn a_model_that_nobody_writes_is_warned_of() {
     let whole = with_self_augment();
     let without = whole.replace("  model: {op: checkpoint, in: learner.weights}\n", "");
     assert_eq!(warnings(&without), [(11, "no node writes the model that `learner` trains".to_owned())]);
+    let fewer = whole.replace(", batches.metrics", "");
+    assert_eq!(warnings(&fewer), [(10, "nothing reads `batches.metrics`".to_owned())]);
     // The average of a model is a model too.
     let average =
         whole.replace("model: {op: checkpoint, in: learner.weights}", "model: {op: checkpoint, in: augment.weights}");

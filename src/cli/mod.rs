@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`args`] | the command line as types |
-//! | [`run`], [`validate`], [`test`], [`expand`], [`graph`], [`operators`], [`import`], [`generate`] | a verb each |
+//! | [`run`], [`validate`], [`mod@test`], [`expand`], [`graph`], [`operators`], [`import`], [`generate`] | a verb each |
 //! | [`plan`] | what a run would do: `run --dry-run` |
 //! | [`sweep`], [`runs`] | many runs: made, listed, compared |
 //! | [`directory`], [`lock`], [`manifest`] | the run directory, whose it is, and how its results came to be |

@@ -13,7 +13,7 @@ const NODES: &str = r#"
   prompts: {op: prompt_source, with: {path: "${data}", tokenizer: model, batch_size: 2}}
   batches: {op: batcher, in: prompts.pairs, with: {batch_size: 2, max_length: 48}}
   learner: {op: preference_learner, in: batches, with: {model: model, objective: orpo, learning_rate: "${learning_rate}"}}
-  metrics: {op: metrics_sink, in: learner.metrics}
+  metrics: {op: metrics_sink, in: [learner.metrics, batches.metrics]}
   policy: {op: checkpoint, in: learner.weights}
 "#;
 

@@ -134,6 +134,9 @@ impl Runner {
         tell(job, None);
         let said = self.directory.join(format!("{}.log", job.name));
         let code = self.interrupts.wait(self.start(job, &directory, &said)?)?;
+        if fs::metadata(&said).is_ok_and(|file| file.len() == 0) {
+            fs::remove_file(&said).with_context(|| format!("cannot remove {}", said.display()))?;
+        }
         Ok(match code {
             Some(0) => Fate::Finished,
             Some(130) => Fate::Interrupted,
@@ -150,8 +153,11 @@ impl Runner {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(&program);
         command.arg("run").arg("--quiet");
+        let mut threads = self.threads();
         if manifest::is_there(directory) {
             command.arg("--resume").arg(directory);
+            // Sums are the same to the last bit only if as many threads share them.
+            threads = Manifest::read(directory)?.threads;
         } else {
             // A run that was killed before it had a manifest had not begun.
             if directory.exists() {
@@ -164,7 +170,7 @@ impl Runner {
                 command.arg("-S").arg(format!("{name}={value}"));
             }
         }
-        command.arg(format!("--threads={}", self.threads()));
+        command.arg(format!("--threads={threads}"));
         let file = File::create(said).with_context(|| format!("cannot make {}", said.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         // In a group of their own: what the terminal sends on Ctrl-C is passed on, once.

@@ -6,11 +6,12 @@ use super::wiring::Draft;
 use crate::operator::{PortSpec, Registry};
 use crate::record::PortType;
 
-/// For a pipeline without errors: warn of feedback marks that close no cycle, of work that reaches no sink, and of models
-/// that are trained and not kept.
+/// For a pipeline without errors: warn of feedback marks that close no cycle, of work that reaches no sink, of metrics that
+/// are left out where others are written, and of models that are trained and not kept.
 pub(crate) fn check(drafts: &[Draft], registry: &Registry, report: &mut Report) {
     report_idle_feedback(drafts, report);
     report_lost_work(drafts, report);
+    report_lost_metrics(drafts, report);
     report_lost_models(drafts, registry, report);
     report.set_context(&[]);
 }
@@ -56,6 +57,37 @@ fn report_lost_work(drafts: &[Draft], report: &mut Report) {
             report.warning(draft.span, format!("nothing reads what `{}` emits", draft.name));
         }
     }
+}
+
+/// Many outputs are there for those who want them. But where a sink gathers metrics, one that it lacks was forgotten.
+fn report_lost_metrics(drafts: &[Draft], report: &mut Report) {
+    let gathers = |draft: &Draft| {
+        draft.outputs().is_empty()
+            && draft.op.as_ref().is_some_and(|op| op.inputs.iter().any(|port| port.many && carries_metrics(port)))
+    };
+    let Some(sink) = drafts.iter().find(|draft| gathers(draft)) else { return };
+    for (index, draft) in drafts.iter().enumerate() {
+        let read = |port: usize| {
+            let mut wires = drafts.iter().flat_map(|other| &other.wires);
+            wires.any(|wire| (wire.from_node, wire.from_port) == (index, port))
+        };
+        // Of a node that nobody reads at all, that has been said.
+        if (0..draft.outputs().len()).all(|port| !read(port)) {
+            continue;
+        }
+        for (port, output) in draft.outputs().iter().enumerate().filter(|(_, output)| carries_metrics(output)) {
+            if !read(port) {
+                report.set_context(&draft.uses);
+                report
+                    .warning(draft.span, format!("nothing reads `{}.{}`", draft.name, output.name))
+                    .help(format!("add it to what `{}` reads", sink.name));
+            }
+        }
+    }
+}
+
+fn carries_metrics(port: &PortSpec) -> bool {
+    port.types == [PortType::Metrics]
 }
 
 /// A learner makes weights out of something else. Where no sink takes them, or what is made of them, they end with the run.
