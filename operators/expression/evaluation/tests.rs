@@ -217,7 +217,7 @@ fn mistakes_in_maps_are_found_when_a_pipeline_is_read() {
         PAIRS,
         &[
             ("{set: {}}", "`set`: expected names with expressions, found none"),
-            ("{set: {row: '1'}}", "`set.row`: `row` follows from the record, and cannot be set"),
+            ("{set: {row: '1'}}", "`row` follows from the record, and cannot be set"),
             ("{set: {good: chosen_len >}}", "`set.good`: at column 13: "),
             ("{set: {response_ids: '[1]'}}", "`set.response_ids`: Pairs have no `response`"),
             ("{set: {prompt: \"'a'\"}}", "`set.prompt`: "),

@@ -45,9 +45,11 @@ pub(super) fn schema(kind: PortType) -> Json {
             "type": "object",
             "properties": {
                 "row": {"type": "integer", "minimum": 0},
+                "source": {"type": "string"},
                 "origin": {"type": "string"},
                 "step": {"type": "integer", "minimum": 0},
                 "position": {"type": "integer", "minimum": 0},
+                "because": {"type": ["string", "null"]},
             },
         });
     }
@@ -83,7 +85,7 @@ fn record(kind: PortType, mut given: Json, place: &Place) -> Result<Record, Stri
         if given.as_object().is_some_and(|fields| fields.len() > 1) {
             return Err("`retract` stands alone".to_owned());
         }
-        return Ok(Record::Retraction(Retraction { port_type: kind, of: retracted(&of)? }));
+        return Ok(Record::Retraction(retraction(kind, &of, place)?));
     }
     let record = match kind {
         PortType::Prompts => Record::Prompt(Arc::new(filled(given, &default_prompt(place))?)),
@@ -101,15 +103,30 @@ fn record(kind: PortType, mut given: Json, place: &Place) -> Result<Record, Stri
     Ok(record)
 }
 
-fn retracted(of: &Json) -> Result<Retracted, String> {
+/// `{row, source}` or `{origin, step, position}`, each perhaps with `because`. The source is the one that records of the
+/// feed stem from unless they say otherwise.
+fn retraction(port_type: PortType, of: &Json, place: &Place) -> Result<Retraction, String> {
     let number = |key: &str| of[key].as_u64();
-    match (number("row"), of["origin"].as_str(), number("step"), number("position")) {
-        (Some(row), None, None, None) => Ok(Retracted::Row(row)),
-        (None, Some(origin), Some(step), Some(position)) => {
-            Ok(Retracted::Record { origin: origin.to_owned(), step, position: position as u32 })
+    let text = |key: &str| of[key].as_str().map(str::to_owned);
+    let of_row = number("row")
+        .map(|row| Retracted::Row { source: text("source").unwrap_or_else(|| place.node.to_owned()), row });
+    let of_record = match (text("origin"), number("step"), number("position")) {
+        (Some(origin), Some(step), Some(position)) => {
+            Some(Retracted::Record { origin, step, position: position as u32 })
         }
-        _ => Err("`retract` has `row`, or else `origin`, `step` and `position`".to_owned()),
-    }
+        _ => None,
+    };
+    let parts = of.as_object().map_or(0, |fields| fields.keys().filter(|key| *key != "because").count());
+    let of = match (of_row, of_record) {
+        (Some(row), None) if parts <= 2 && number("step").or(number("position")).is_none() => row,
+        (None, Some(record)) if parts == 3 => record,
+        _ => {
+            return Err(
+                "`retract` has `row`, perhaps with `source`, or else `origin`, `step` and `position`".to_owned()
+            );
+        }
+    };
+    Ok(Retraction { port_type, of, because: text("because") })
 }
 
 /// The fields given, and those of `default` for the others.
@@ -131,6 +148,7 @@ fn read_as<T: serde::de::DeserializeOwned>(fields: Json) -> Result<T, String> {
 
 fn default_prompt(place: &Place) -> Prompt {
     Prompt {
+        source: place.node.to_owned(),
         row: place.index,
         epoch: 0,
         prompt_ids: vec![1],
@@ -145,6 +163,7 @@ fn default_sample(place: &Place) -> Sample {
         step: place.step,
         position: place.position,
         origin: place.node.to_owned(),
+        source: place.node.to_owned(),
         row: place.index,
         prompt_ids: vec![1],
         response_ids: vec![2],
@@ -159,6 +178,7 @@ fn default_pair(place: &Place, position: u32) -> Pair {
         step: place.step,
         position,
         origin: place.node.to_owned(),
+        source: place.node.to_owned(),
         row: place.index,
         prompt_ids: vec![1],
         chosen_ids: vec![2],
@@ -180,10 +200,10 @@ pub(super) fn fields(record: &Record) -> Json {
         Record::Metrics(metrics) => serde_json::to_value(&metrics.values),
         Record::Weights(weights) => serde_json::to_value(weights),
         Record::Change(change) => serde_json::to_value(change),
-        Record::Retraction(retraction) => Ok(json!({"retract": match &retraction.of {
-            Retracted::Row(row) => json!({"row": row}),
+        Record::Retraction(Retraction { of, because, .. }) => Ok(json!({"retract": match of {
+            Retracted::Row { source, row } => json!({"row": row, "source": source, "because": because}),
             Retracted::Record { origin, step, position } => {
-                json!({"origin": origin, "step": step, "position": position})
+                json!({"origin": origin, "step": step, "position": position, "because": because})
             }
         }})),
     };

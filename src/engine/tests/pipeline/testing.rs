@@ -158,15 +158,15 @@ fn what_is_not_as_expected_is_told_where_it_is_written() {
             "21:29 expected `even at step 0 (2).row` to be 5, found 4",
             "22:27 `even.metrics at step 0` has no `sean`",
             "26:12 expected `even` to emit 1 record at step 0, found 2: \
-             {\"step\":0,\"position\":0,\"origin\":\"segments\",\"row\":0,\"prompt_ids\":[1],\"chosen_ids\":[2],\
+             {\"step\":0,\"position\":0,\"origin\":\"segments\",\"source\":\"segments\",\"row\":0,\"prompt_ids\":[1],\"chosen_ids\":[2],\
              \"rejected_ids\":[3],\"segment\":null,\"weights_version\":null,\"seed\":null,\"values\":{}}, \
-             {\"step\":0,\"position\":2,\"origin\":\"segments\",\"row\":2,\"prompt_ids\":[1],\"chosen_ids\":[2],\
+             {\"step\":0,\"position\":2,\"origin\":\"segments\",\"source\":\"segments\",\"row\":2,\"prompt_ids\":[1],\"chosen_ids\":[2],\
              \"rejected_ids\":[3],\"segment\":null,\"weights_version\":null,\"seed\":null,\"values\":{}}",
             "31:15 expected `the number of records of even` to be at least 2, found 1",
             "32:20 expected `even at step 0.row` to be at most 1, found 2",
             "32:42 expected `even at step 0.chosen_ids` to be something that contains this, found [2]",
             "33:7 none of the 1 record of `even` is like this",
-            "34:7 `even at step 0` is like this: {\"step\":0,\"position\":0,\"origin\":\"segments\",\"row\":2,\
+            "34:7 `even at step 0` is like this: {\"step\":0,\"position\":0,\"origin\":\"segments\",\"source\":\"segments\",\"row\":2,\
              \"prompt_ids\":[1],\"chosen_ids\":[2],\"rejected_ids\":[3],\"segment\":null,\"weights_version\":null,\
              \"seed\":null,\"values\":{}}",
             "37:19 `even` emitted nothing: there was nothing to compare",
