@@ -136,11 +136,7 @@ impl ExpressionError {
             }
             EvalAltResult::ErrorPropertyNotFound(name, _) => (format!("there is no `{name}`"), None),
             EvalAltResult::ErrorRuntime(value, _) => (value.to_string(), None),
-            other => {
-                let mut bare = error_without_place(other);
-                bare.truncate(300);
-                (bare, None)
-            }
+            other => (error_without_place(other).chars().take(300).collect(), None),
         };
         ExpressionError::at(inner.position(), message, help)
     }
