@@ -7,11 +7,11 @@ use std::iter::once;
 use std::ops::Range;
 use std::slice::from_ref;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::example::Sequence;
 use crate::Result;
-use crate::model::{AttentionMask, Decoder, ModelInput, SharedPrefix};
+use crate::model::{AttentionMask, Compute, Decoder, ModelInput, SharedPrefix};
 
 /// Sequences laid out for one forward pass. "Rows" are predictions: a hidden state, and the token that comes next.
 pub(super) struct Layout {
@@ -41,16 +41,25 @@ pub enum LayoutKind {
     Padded,
 }
 
+/// Numbers of tokens and of rows are rounded up to a multiple of this for [`LayoutKind::SharedPrefix`], where oneDNN
+/// computes: it makes machine code for every shape of a product and keeps it, so that without a limit to their variety a long
+/// run's memory grows by 5 MB and more a step.
+const MULTIPLE: usize = 64;
+
 /// Lays out chosen sequences and the rejected ones that go with them, where there are any. In the layout's `responses` come
 /// all chosen ones, then the rejected ones.
 pub(super) fn lay_out(
     kind: LayoutKind,
     decoder: &Decoder,
+    compute: &Compute,
     chosen: &[Sequence],
     rejected: &[Option<Sequence>],
 ) -> Result<Layout> {
     match kind {
-        LayoutKind::SharedPrefix => shared_prefix(decoder, chosen, rejected),
+        LayoutKind::SharedPrefix => {
+            let by_onednn = decoder.device == Device::Cpu && compute.kind != Kind::Float;
+            shared_prefix(decoder, if by_onednn { MULTIPLE } else { 1 }, chosen, rejected)
+        }
         LayoutKind::Padded => {
             padded(decoder, &chosen.iter().chain(rejected.iter().flatten()).copied().collect::<Vec<_>>())
         }
@@ -124,7 +133,12 @@ fn padded(decoder: &Decoder, sequences: &[Sequence]) -> Result<Layout> {
 
 /// All pairs in one row, without padding: of each pair the tokens that both sequences begin with, the rest of the chosen
 /// one, the rest of the rejected one.
-fn shared_prefix(decoder: &Decoder, chosen: &[Sequence], rejected: &[Option<Sequence>]) -> Result<Layout> {
+fn shared_prefix(
+    decoder: &Decoder,
+    multiple: usize,
+    chosen: &[Sequence],
+    rejected: &[Option<Sequence>],
+) -> Result<Layout> {
     let mut predictions = Predictions::default();
     let (mut ids, mut positions, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
     let mut rejected_spans = Vec::new();
@@ -162,6 +176,16 @@ fn shared_prefix(decoder: &Decoder, chosen: &[Sequence], rejected: &[Option<Sequ
         pairs.push(SharedPrefix { shared: shared as i64, first: first.len() as i64, second: own as i64 });
     }
     predictions.spans.extend(rejected_spans);
+    // Tokens and rows that belong to no sequence: no pair sees them, and no gradient comes from them.
+    let filler = ids.len().next_multiple_of(multiple) - ids.len();
+    if filler > 0 {
+        ids.resize(ids.len() + filler, 0);
+        positions.extend(0..filler as i64);
+        pairs.push(SharedPrefix { shared: filler as i64, first: filler as i64, second: 0 });
+    }
+    while !predictions.rows.len().is_multiple_of(multiple) {
+        predictions.push(0, 0);
+    }
     let row = |values: &[i64]| -> Result<Tensor> {
         Ok(Tensor::f_from_slice(values)?.f_unsqueeze(0)?.f_to_device(decoder.device)?)
     };

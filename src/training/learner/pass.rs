@@ -103,7 +103,7 @@ impl Pass<'_> {
     pub fn lay_out(&self, examples: &[Example]) -> Result<Layout> {
         let needs = self.objective.needs();
         let chosen: Vec<_> = examples.iter().map(|example| example.chosen(needs.prompt())).collect();
-        lay_out(self.layout, self.decoder, &chosen, &rejected(examples, needs))
+        lay_out(self.layout, self.decoder, &self.compute, &chosen, &rejected(examples, needs))
     }
 
     /// The loss's gradient with respect to the hidden states, in their shape.
