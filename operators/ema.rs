@@ -1,6 +1,7 @@
 //! `ema`: the exponential moving average of a model's weights.
 //!
-//! SAPO (arXiv 2405.20830), equation 5: ema = decay * ema + (1 - decay) * policy, with ema_0 = policy_0.
+//! SAPO (arXiv 2405.20830), equation 5: ema = decay * ema + (1 - decay) * policy, with ema_0 = policy_0. Taken seldom, it is
+//! TR-DPO's reference (arXiv 2404.09656), and with decay 0 the last iteration's model of SPIN and SPPO.
 
 use std::path::{Path, PathBuf};
 
@@ -19,8 +20,16 @@ use crate::weights::{SharedWeights, Versions, shared};
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EmaConfig {
-    /// Share of the old average that stays at each step: 0 copies the weights, 0.5 is SAPO's.
+    /// Share of the old average that stays at each step: 0 copies the weights, 0.5 is SAPO's, 1 keeps the first weights.
     pub decay: f64,
+    /// Average every so many updates, and leave the average as it is in between.
+    #[serde(default = "default_every")]
+    #[schemars(range(min = 1))]
+    pub every: u64,
+}
+
+fn default_every() -> u64 {
+    1
 }
 
 /// See the [module](self).
@@ -32,6 +41,12 @@ pub struct Ema {
 }
 
 impl Ema {
+    /// Whether this version of the policy is one to take in. At a step without an update the average stays as it is: a
+    /// version always names the same weights.
+    fn is_due(&self, policy: u64, averaged: u64) -> bool {
+        policy != averaged && policy.is_multiple_of(self.config.every) && self.config.decay < 1.0
+    }
+
     /// Take in an update of the policy.
     fn update(&mut self, policy: &SharedWeights) -> Result<(), OperatorError> {
         let (decay, version) = (self.config.decay, policy.version);
@@ -71,8 +86,7 @@ impl Operator for Ema {
         let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
         let policy = shared(&weights)?;
         let averaged = self.versions.newest().ok_or("stepped before its start")?.version;
-        // At a step without an update the average stays as it is: a version always names the same weights.
-        if policy.version != averaged {
+        if self.is_due(policy.version, averaged) {
             self.update(&policy)?;
         }
         let mut outputs = Outputs::new();
@@ -102,6 +116,10 @@ Keeps ema = decay * ema + (1 - decay) * policy, in float32 whatever the compute 
 never move it. The average starts as a copy of the first weights, and is emitted after every step; at a step in which the
 learner had no pairs, and its weights no update, it stays as it is.
 
+With `every: n` it moves after updates n, 2n, 3n, ... alone. So `{decay: 0, every: n}` is the model of the last iteration, an
+iteration being n updates; `{decay: 0.4, every: 512}` is the reference of TR-DPO; and `{decay: 1}` the model as it was before
+training. Its version, from which the staleness of samples follows, is that of the weights taken in last.
+
 State: the average, and as many older versions as feedback edges from here may still read; all are in checkpoints.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
@@ -116,10 +134,14 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
     type Config = EmaConfig;
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
-        if (0.0..1.0).contains(&config.decay) {
-            return Vec::new();
+        let mut issues = Vec::new();
+        if !(0.0..=1.0).contains(&config.decay) {
+            issues.push(ConfigIssue::new("decay", format!("expected a number from 0 to 1, found {}", config.decay)));
         }
-        vec![ConfigIssue::new("decay", format!("expected a number from 0 up to but not 1, found {}", config.decay))]
+        if config.every > 1 && config.decay == 1.0 {
+            issues.push(ConfigIssue::new("every", "has no effect: with `decay: 1` nothing is averaged in"));
+        }
+        issues
     }
 
     fn plan(_: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {

@@ -49,6 +49,26 @@ const ON_POLICY: &str = r#"
   policy: {op: checkpoint, in: learner.weights}
 "#;
 
+/// Self-play in iterations of four updates: the model of the last one writes, and is the reference.
+const ITERATIONS: &str = r#"
+  prompts: {op: prompt_source, with: {path: chats.jsonl, tokenizer: model, batch_size: 3}}
+  answers:
+    op: segment_sampler
+    in: {prompts: prompts, weights: {from: opponent, feedback: {max_staleness: "${max_staleness}"}}}
+    with: {segment_tokens: all, max_length: 48, max_prompt_tokens: 24}
+  batches: {op: batcher, in: answers.pairs, with: {batch_size: 4, max_length: 48}}
+  reference:
+    op: reference
+    in: {batches: batches.batches, weights: {from: opponent, feedback: {max_staleness: "${max_staleness}"}}}
+    with: {model: model, refresh_every: 1}
+  learner: {op: preference_learner, in: reference, with: {model: model, objective: dpo, learning_rate: 1e-3}}
+  opponent: {op: ema, in: learner.weights, with: {decay: 0, every: 4}}
+  metrics: {op: metrics_sink, in: [learner.metrics, answers.metrics, batches.metrics]}
+  samples: {op: sample_sink, in: answers, with: {tokenizer: model, every: 1}}
+  policy: {op: checkpoint, in: learner.weights, with: {every: 4, keep: 9}}
+  average: {op: checkpoint, in: opponent.weights}
+"#;
+
 /// Two steps of three have no pairs, so that the weights stay as they are; and the reference takes the EMA model's weights
 /// over before they have had an update. The objective carries a running mean, and looks at all of a step.
 const IDLE_STEPS: &str = r#"
@@ -139,6 +159,11 @@ fn moments(seed: u64) -> impl Iterator<Item = Moment> {
 fn kill_and_resume(pipeline: &str, overrides: &[&str], kills: usize, seed: u64) {
     let here = Workplace::new();
     here.pipeline("p.yaml", pipeline);
+    kill_and_resume_in(&here, overrides, kills, seed);
+}
+
+/// The same for the pipeline in p.yaml.
+pub fn kill_and_resume_in(here: &Workplace, overrides: &[&str], kills: usize, seed: u64) {
     let expected = here.run("p.yaml", "whole", overrides);
     let mut moments = moments(seed);
     let mut left = kills;
@@ -148,7 +173,7 @@ fn kill_and_resume(pipeline: &str, overrides: &[&str], kills: usize, seed: u64) 
         overrides.iter().for_each(|value| begin.extend(["-S", value]));
         let resume = ["run", "--resume", &run_directory];
         let mut arguments = &begin[..];
-        while left > 0 && killed(&here, &run_directory, arguments, moments.next().expect("there is no end of them")) {
+        while left > 0 && killed(here, &run_directory, arguments, moments.next().expect("there is no end of them")) {
             left -= 1;
             arguments = &resume;
         }
@@ -157,7 +182,7 @@ fn kill_and_resume(pipeline: &str, overrides: &[&str], kills: usize, seed: u64) 
             assert_eq!(said.code, Some(0), "{}", said.stderr);
         }
         expected.assert_same(&here.results(&run_directory), &run_directory);
-        assert_tidy(&here, &run_directory);
+        assert_tidy(here, &run_directory);
         if left == 0 {
             break;
         }
@@ -195,6 +220,36 @@ fn a_policy_that_samples_itself_survives_kills() {
 #[test]
 fn steps_without_pairs_survive_kills() {
     kill_and_resume(IDLE_STEPS, &["max_staleness=2"], 4, 6);
+}
+
+#[test]
+fn self_play_in_iterations_survives_kills() {
+    kill_and_resume(ITERATIONS, &["max_staleness=0"], 3, 8);
+    kill_and_resume(ITERATIONS, &["max_staleness=2"], 3, 9);
+}
+
+#[test]
+fn the_opponent_is_the_model_of_the_last_iteration() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", ITERATIONS);
+    let results = here.run("p.yaml", "out", &["steps=14"]);
+    // At step t, after t updates, the newest multiple of four at most t.
+    let staleness: Vec<u64> = results.metrics.iter().map(|step| step["staleness"].as_f64().unwrap() as u64).collect();
+    assert_eq!(staleness, [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1]);
+    let saved = |name: &str| fs::read(here.path("out").join(name).join("model.safetensors")).unwrap();
+    assert!(results.models[1] == saved("policy/checkpoint-12"));
+    // The reference is the policy at the beginning of an iteration, and at no other step.
+    let margins = results.metrics.iter().map(|step| step["rewards/margins"].as_f64().unwrap());
+    let alike: Vec<usize> =
+        margins.enumerate().filter(|(_, margin)| margin.abs() < 1e-4).map(|(step, _)| step).collect();
+    assert_eq!(alike, [0, 4, 8, 12]);
+
+    // With a decay of 1 it stays what it was at first; other averages move after every `every` updates.
+    let first = ITERATIONS.replace("{decay: 0, every: 4}", "{decay: 1}");
+    here.pipeline("first.yaml", &first);
+    let [two, three] = ["2", "3"].map(|steps| here.run("first.yaml", steps, &[&format!("steps={steps}")]));
+    assert_eq!(three.metrics[2]["staleness"], 2.0);
+    assert!(two.models[0] != three.models[0] && two.models[1] == three.models[1]);
 }
 
 #[test]
