@@ -3,7 +3,7 @@
 use super::definition::Definition;
 
 /// Name and text of every definition; the first ones are no objectives, but what others use.
-const FILES: [(&str, &str); 28] = [
+const FILES: [(&str, &str); 30] = [
     ("log_ratios", include_str!("log_ratios.yaml")),
     ("log_probabilities", include_str!("log_probabilities.yaml")),
     ("orpo", include_str!("orpo.yaml")),
@@ -23,6 +23,8 @@ const FILES: [(&str, &str); 28] = [
     ("discopop", include_str!("discopop.yaml")),
     ("sigmoid_norm", include_str!("sigmoid_norm.yaml")),
     ("kto", include_str!("kto.yaml")),
+    ("apo_zero_unpaired", include_str!("apo_zero_unpaired.yaml")),
+    ("bco", include_str!("bco.yaml")),
     ("kto_pair", include_str!("kto_pair.yaml")),
     ("cpo", include_str!("cpo.yaml")),
     ("cpo_hinge", include_str!("cpo_hinge.yaml")),

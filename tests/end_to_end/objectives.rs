@@ -80,10 +80,8 @@ fn how_a_step_is_divided_changes_nothing() {
     }
 }
 
-/// What the header of pipelines/kto.yaml says of marked answers.
-#[test]
-fn single_answers_are_learned_from_by_their_marks() {
-    let here = Workplace::new();
+/// Rows with one answer each, every second one a bad one, in marked.jsonl.
+fn write_marked(here: &Workplace) {
     let rows: Vec<Value> = std::fs::read_to_string(here.path("pairs.jsonl"))
         .unwrap()
         .lines()
@@ -96,6 +94,13 @@ fn single_answers_are_learned_from_by_their_marks() {
         })
         .collect();
     here.write("marked.jsonl", &rows.iter().map(|row| format!("{row}\n")).collect::<String>());
+}
+
+/// What the header of pipelines/kto.yaml says of marked answers.
+#[test]
+fn single_answers_are_learned_from_by_their_marks() {
+    let here = Workplace::new();
+    write_marked(&here);
     let nodes = |batch_size: u32| {
         nodes("{name: kto, beta: 0.5, desirable_weight: 1.5}", batch_size)
             .replace("path: pairs.jsonl", "path: marked.jsonl, columns: {values: [desirable]}")
@@ -116,6 +121,23 @@ fn single_answers_are_learned_from_by_their_marks() {
     let said = here.sapo_flow(&["run", "p.yaml", "--run-dir", "none", "-S", "steps=6"]);
     assert_eq!(said.code, Some(1));
     assert!(said.stderr.contains("`values.desirable`") && said.stderr.contains("learner"), "{}", said.stderr);
+}
+
+/// Other objectives for marked answers name no rejected ones, and do without.
+#[test]
+fn marked_answers_need_no_rejected_ones() {
+    let here = Workplace::new();
+    write_marked(&here);
+    for objective in ["{name: bco, beta: 0.5}", "{name: apo_zero_unpaired, beta: 0.5, undesirable_weight: 0.8}"] {
+        let nodes = nodes(objective, 5)
+            .replace("path: pairs.jsonl", "path: marked.jsonl, columns: {values: [desirable]}")
+            .replace("in: prompts.pairs", "in: prompts");
+        here.pipeline("p.yaml", &nodes);
+        let metrics = here.run("p.yaml", "out", &["steps=6"]).metrics;
+        std::fs::remove_dir_all(here.path("out")).unwrap();
+        let (good, bad) = (values(&metrics, "rewards/chosen"), values(&metrics, "rewards/rejected"));
+        assert!(good[4] - bad[4] > good[0] - bad[0], "{objective}: {good:?} {bad:?}");
+    }
 }
 
 #[test]
