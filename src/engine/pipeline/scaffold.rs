@@ -69,7 +69,7 @@ impl Draft<'_> {
                     let added = self.emitter_to_add(input).ok_or_else(|| {
                         format!("nothing emits what the input `{}` of `{}` takes", input.name, spec.name)
                     })?;
-                    let at = self.position(&name);
+                    let at = self.place_to_add(&name, input);
                     let node = self.node(&added);
                     self.nodes.insert(at, node);
                     emitters = self.emitters(&name, input);
@@ -151,6 +151,18 @@ impl Draft<'_> {
             |spec: &OperatorSpec| spec.inputs.iter().any(|other| other.types.iter().any(|t| input.types.contains(t)));
         let able = self.registry.iter().filter(|spec| fitting(spec, input).is_some() && !needs_it(spec));
         able.min_by_key(|spec| required(spec)).cloned()
+    }
+
+    /// Where a node goes that emits what a node's input takes: before it; but where that is weights, and they are there to make
+    /// data with, behind all that handles these, for it learns from what comes out.
+    fn place_to_add(&self, name: &str, input: &PortSpec) -> usize {
+        let at = self.position(name);
+        let is_data = |kind: &PortType| !matches!(kind, PortType::Weights | PortType::Metrics);
+        let makes_data = self.nodes[at].spec.outputs.iter().any(|output| output.types.iter().any(is_data));
+        if !input.types.contains(&PortType::Weights) || !makes_data {
+            return at;
+        }
+        self.nodes.iter().rposition(|node| !node.spec.outputs.is_empty()).map_or(at, |last| last + 1)
     }
 
     /// Mark what leads back to an earlier node within a cycle: every cycle has such an edge.
