@@ -244,14 +244,17 @@ fn section(text: &mut String, title: &str, items: impl Iterator<Item = (String, 
     }
 }
 
-/// The text with its long lines broken at blanks, each line after the indent.
+/// Columns of a page of text.
+const WIDTH: usize = 100;
+
+/// The text with its long lines broken at blanks, each line after the indent. A line that was broken in the source, since the
+/// next word would have made it too long, goes on with the next.
 fn wrapped(text: &str, indent: &str) -> String {
-    const WIDTH: usize = 100;
     let mut lines: Vec<String> = Vec::new();
-    for line in text.lines() {
+    for line in unbroken(text) {
         let mut current = indent.to_owned();
         if line.len() + indent.len() <= WIDTH {
-            current += line;
+            current += &line;
         } else {
             for word in line.split_whitespace() {
                 if current.len() > indent.len() && current.len() + word.len() >= WIDTH {
@@ -266,6 +269,24 @@ fn wrapped(text: &str, indent: &str) -> String {
         lines.push(current.trim_end().to_owned());
     }
     lines.join("\n")
+}
+
+fn unbroken(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut before = 0;
+    for line in text.lines() {
+        let word = line.split_whitespace().next().unwrap_or_default();
+        let begins = word.is_empty() || word == "-" || line.starts_with(' ');
+        match lines.last_mut().filter(|_| !begins && before + 1 + word.len() > WIDTH) {
+            Some(last) => {
+                last.push(' ');
+                last.push_str(line);
+            }
+            None => lines.push(line.to_owned()),
+        }
+        before = line.len();
+    }
+    lines
 }
 
 pub(crate) fn table<const N: usize>(
@@ -300,5 +321,19 @@ mod tests {
         );
         assert_eq!(wrapped(&format!("{word} {word}"), "    "), format!("    {word} {word}"));
         assert_eq!(wrapped(&"y".repeat(120), "  "), format!("  {}", "y".repeat(120)));
+    }
+
+    #[test]
+    fn lines_that_the_source_broke_go_on() {
+        let (long, word) = ("x".repeat(95), "y".repeat(10));
+        // The word did not fit, so the line goes on; a list, a paragraph and a short line end where they do.
+        assert_eq!(
+            wrapped(&format!("{long}\n{word} z\nshort\n- {word}"), ""),
+            format!("{long}\n{word} z\nshort\n- {word}")
+        );
+        assert_eq!(wrapped(&format!("{word} {long}\n{word} z"), ""), format!("{word}\n{long}\n{word} z"));
+        let half = "x ".repeat(50);
+        assert_eq!(wrapped(&format!("{half}a b\nc {word}"), ""), format!("{}\na b c {word}", half.trim_end()));
+        assert_eq!(wrapped(&format!("{half}a b\n- c"), ""), format!("{}\na b\n- c", half.trim_end()));
     }
 }
