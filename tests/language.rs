@@ -22,32 +22,56 @@ fn sapo_flow(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sapo-flow")).args(arguments).current_dir(root()).output().unwrap()
 }
 
-/// SAPO with the ORPO objective, its sampler, buffer and average replaced by the composite.
-fn with_self_augment() -> String {
+/// SAPO with the ORPO objective: `self_augment`, or what is in its place, and the rest.
+fn sapo(head: &str, augment: &str, pairs: &str, metrics: &str) -> String {
     format!(
         r#"version: 1
-include: {}
+{head}
 params: {{model: m, data: d.jsonl}}
 run: {{epochs: 4}}
 nodes:
   prompts:
     op: prompt_source
     with: {{path: "${{data}}", tokenizer: "${{model}}", batch_size: 8, max_prompt_tokens: 1792}}
-  augment: {{op: self_augment, in: {{prompts: prompts, weights: learner.weights}}}}
-  batches: {{op: batcher, in: augment, with: {{batch_size: 8, max_length: 2048}}}}
+{augment}
+  replay: {{op: replay_buffer, in: {pairs}, with: {{capacity: 2000, sampling: inverse_count, draws: 8}}}}
+  batches: {{op: batcher, in: replay.pairs, with: {{batch_size: 8, max_length: 2048}}}}
   learner:
     op: preference_learner
     in: batches.batches
     with: {{model: "${{model}}", objective: orpo, learning_rate: 5.0e-6}}
-  samples: {{op: sample_sink, in: augment.fresh, with: {{tokenizer: "${{model}}"}}}}
-  metrics: {{op: metrics_sink, in: [learner.metrics, augment.metrics, batches.metrics]}}
+  samples: {{op: sample_sink, in: {pairs}, with: {{tokenizer: "${{model}}"}}}}
+  metrics: {{op: metrics_sink, in: [learner.metrics, {metrics}, replay.metrics, batches.metrics]}}
   model: {{op: checkpoint, in: learner.weights}}
-"#,
-        root().join("operators/self_augment.yaml").display()
+"#
     )
 }
 
-/// Sampler, buffer and average: how they are wired, and their configs.
+fn with_self_augment() -> String {
+    let include = format!("include: {}", root().join("operators/self_augment.yaml").display());
+    let augment = "  augment: {op: self_augment, in: {prompts: prompts, weights: learner.weights}}";
+    sapo(&include, augment, "augment.pairs", "augment.metrics")
+}
+
+/// The same without composites: what the authors' repository does, with their settings.
+fn without_self_augment() -> String {
+    let nodes = "  segments:
+    op: segment_sampler
+    in: {prompts: prompts, weights: {from: ema, feedback: {max_staleness: 0}}}
+    with:
+      segment_tokens: 256
+      max_length: 2048
+      max_prompt_tokens: 1792
+      temperature: 0.7
+      top_k: 50
+      top_p: 0.95
+      responses_per_prompt: 1
+      sample_every: 1
+  ema: {op: ema, in: learner.weights, with: {decay: 0.5}}";
+    sapo("", nodes, "segments.pairs", "segments.metrics")
+}
+
+/// Sampler, buffer, average and reference: how they are wired, and their configs.
 fn loop_of(graph: &Graph) -> Vec<String> {
     let name = |index: usize| graph.nodes[index].name.trim_start_matches("augment/").to_owned();
     let is_inside = |index: usize| ["segments", "replay", "ema"].contains(&name(index).as_str());
@@ -67,8 +91,17 @@ fn self_augment_is_the_loop_of_the_sapo_pipelines() {
     let registry = sapo_flow_operators::registry();
     let composed = pipeline::parse_str("p.yaml", &with_self_augment(), &[], &registry).unwrap();
     assert!(composed.warnings.list.is_empty(), "{}", composed.warnings);
-    let written = pipeline::load(&root().join("pipelines/sapo_orpo.yaml"), &[], &registry).unwrap();
+    let written = pipeline::parse_str("p.yaml", &without_self_augment(), &[], &registry).unwrap();
     assert_eq!(loop_of(&composed), loop_of(&written));
+    let load = |name: &str, overrides: &[(String, String)]| {
+        loop_of(&pipeline::load(&root().join("pipelines").join(name), overrides, &registry).unwrap())
+    };
+    assert_eq!(load("sapo_orpo.yaml", &[]), loop_of(&written));
+    assert_eq!(load("sapo_async.yaml", &[("max_staleness".into(), "0".into())]), loop_of(&written));
+    assert_eq!(load("sapo_dpo.yaml", &[]), loop_of(&written));
+    let on_policy = load("sapo_onpolicy.yaml", &[("ema_decay".into(), "0.5".into())]);
+    let without_buffer = loop_of(&written).into_iter().filter(|line| !line.contains("replay")).collect::<Vec<_>>();
+    assert_eq!(on_policy, without_buffer);
 }
 
 #[test]
@@ -88,9 +121,18 @@ fn expanded_pipelines_read_as_the_same_pipelines() {
             }
         }
     }
-    let said = sapo_flow(&["expand", "pipelines/sapo_orpo.yaml", "-S", "ema_decay=0.9"]);
+    let said = sapo_flow(&["expand", "pipelines/sapo_orpo.yaml", "-S", "ema_decay=0.9", "-S", "evaluate_every=27"]);
     let text = String::from_utf8(said.stdout).unwrap();
-    assert!(text.contains("      decay: 0.9 # ${ema_decay}, -S ema_decay=0.9\n"), "{text}");
+    assert!(text.contains("      every: 27 # ${evaluate_every}, -S evaluate_every=27\n"), "{text}");
+    // Inside the composite: given by the use, and there by the command line or the default.
+    let given = |line: &str| {
+        let found = text.lines().find(|found| found.trim_start().starts_with(line)).expect("the key is there");
+        found.split("; ").map(str::to_owned).collect::<Vec<_>>()
+    };
+    let decay = given("decay: 0.9 # ${ema_decay}, given at pipelines/sapo_orpo.yaml:");
+    assert_eq!(decay[1], "${ema_decay}, -S ema_decay=0.9");
+    let tokens = given("segment_tokens: 256 # ${segment_tokens}, given at pipelines/sapo_orpo.yaml:");
+    assert!(tokens[1].starts_with("${segment_tokens}, default at pipelines/sapo_orpo.yaml:"), "{tokens:?}");
     assert!(
         text.contains("      segment_tokens: 256 # ${segment_tokens}, default at pipelines/sapo_orpo.yaml:"),
         "{text}"
@@ -104,18 +146,17 @@ fn composites_are_listed_and_documented() {
     let file = "operators/self_augment.yaml";
     let said = |arguments: &[&str]| String::from_utf8(sapo_flow(arguments).stdout).unwrap();
     let list = said(&["operators", "--pipeline", file]);
-    assert_eq!(
-        list,
-        "self_augment  Pairs whose rejected answers an EMA of the model wrote, drawn from a replay buffer.\n"
-    );
+    assert_eq!(list, "self_augment  Pairs whose rejected answers an EMA of the model wrote.\n");
     let page = said(&["operators", "self_augment", "--pipeline", file, "--format", "markdown"]);
     assert!(
-        page.contains("| `ema_decay` | a number | `0.5` | Weight of the average's past at each step. |\n"),
+        page.contains(
+            "| `ema_decay` | a number | `0.5` | Weight of the average's past at each step; 0 is the model itself. |\n"
+        ),
         "{page}"
     );
     let pages: serde_json::Value =
         serde_json::from_str(&said(&["operators", "--pipeline", file, "--format", "json"])).unwrap();
-    assert_eq!(pages[0]["outputs"][3]["name"], "metrics");
+    assert_eq!(pages[0]["outputs"][2]["name"], "metrics");
     let wrong = sapo_flow(&["operators", "self_augmint", "--pipeline", file]);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("did you mean `self_augment`?"));
@@ -170,6 +211,20 @@ fn a_scaffold_of_the_sapo_operators_is_its_loop() {
             "ema -> checkpoint",
         ]
     );
+    // What is missing is added where it learns from what comes out of the buffer.
+    let said = sapo_flow(&["new", "prompt_source,segment_sampler,replay_buffer"]);
+    let text = String::from_utf8(said.stdout).unwrap();
+    let graph = pipeline::parse_str("new.yaml", &text, &[], &sapo_flow_operators::registry()).unwrap();
+    let reads = |reader: &str| {
+        let edge = graph.edges.iter().find(|edge| graph.nodes[edge.to_node].name == reader).unwrap();
+        graph.nodes[edge.from_node].name.as_str()
+    };
+    assert_eq!(
+        ["replay_buffer", "batcher", "preference_learner"].map(reads),
+        ["segment_sampler", "replay_buffer", "batcher"]
+    );
+    assert_eq!(graph.edges.iter().filter(|edge| edge.feedback.is_some()).count(), 1);
+
     let wrong = sapo_flow(&["new", "prompt_sourc"]);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("did you mean `prompt_source`?"));
@@ -184,9 +239,9 @@ fn models_and_metrics_that_nobody_writes_are_warned_of() {
     };
     let whole = with_self_augment();
     let without = whole.replace("  model: {op: checkpoint, in: learner.weights}\n", "");
-    assert_eq!(warnings(&without), [(11, "no node writes the model that `learner` trains".to_owned())]);
+    assert_eq!(warnings(&without), [(12, "no node writes the model that `learner` trains".to_owned())]);
     let fewer = whole.replace(", batches.metrics", "");
-    assert_eq!(warnings(&fewer), [(10, "nothing reads `batches.metrics`".to_owned())]);
+    assert_eq!(warnings(&fewer), [(11, "nothing reads `batches.metrics`".to_owned())]);
     // The average of a model is a model too.
     let average =
         whole.replace("model: {op: checkpoint, in: learner.weights}", "model: {op: checkpoint, in: augment.weights}");

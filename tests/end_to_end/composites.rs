@@ -14,12 +14,11 @@ const NODES: &str = r#"
       segment_tokens: 4
       max_length: 48
       max_prompt_tokens: 24
-      capacity: 10
-      draws: 3
       max_staleness: "${max_staleness}"
-  batches: {op: batcher, in: augment.pairs, with: {batch_size: 2, max_length: 48}}
+  replay: {op: replay_buffer, in: augment.pairs, with: {capacity: 10, draws: 3}}
+  batches: {op: batcher, in: replay.pairs, with: {batch_size: 2, max_length: 48}}
   learner: {op: preference_learner, in: batches.batches, with: {model: model, objective: orpo, learning_rate: 1e-3}}
-  metrics: {op: metrics_sink, in: [learner.metrics, augment.metrics]}
+  metrics: {op: metrics_sink, in: [learner.metrics, augment.metrics, replay.metrics]}
   policy: {op: checkpoint, in: learner.weights}
   average: {op: checkpoint, in: augment.weights}
 "#;
@@ -34,7 +33,7 @@ fn composites_train_and_resume_to_the_byte() {
     let whole = here.run("p.yaml", "run", &[]);
     // Back to the stored state before the newest: the steps after it are done again.
     let checkpoints = here.path("run/checkpoints");
-    assert!(checkpoints.join("step-00000012/nodes/augment/replay").is_dir());
+    assert!(checkpoints.join("step-00000012/nodes/augment/ema").is_dir());
     fs::write(checkpoints.join("latest"), "step-00000012").unwrap();
     let said = here.sapo_flow(&["run", "--resume", "run"]);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
