@@ -3,15 +3,18 @@
 //! DPO (arXiv 2305.18290) measures the policy against a frozen reference; SAPO refreshes it from the EMA model every
 //! 108 steps.
 
+mod memo;
+
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::plan::{NodePlan, PlanContext};
-use sapo_flow_engine::record::{Batch, PortType, Record, ReferenceLogps, Weights};
+use sapo_flow_engine::record::{Batch, Pair, PortType, Record, ReferenceLogps, Weights};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
-use sapo_flow_training::learner::reference_logps;
+use sapo_flow_training::learner::{Example, reference_logps};
 use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::{Compute, Model};
 use sapo_flow_training::parameters::ParameterSet;
@@ -19,10 +22,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use crate::Error;
 use crate::compute::{PlannedModel, compute};
 use crate::examples::example;
+use crate::state;
 use crate::weights::{SharedWeights, shared};
+use memo::{Key, Memo};
 
 /// What `reference` takes under `with`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -32,9 +36,20 @@ pub struct ReferenceConfig {
     pub model: String,
     /// Take over the weights that arrive on `weights` every so many steps; absent: never.
     pub refresh_every: Option<u64>,
+    /// Keep each response's log-probability for as long as the model stays the same, and do not compute it again; false is
+    /// the plain way. Both give the same numbers but for the last bits, which depend on what else is in a batch.
+    #[serde(default = "default_true")]
+    pub keep_logps: bool,
     /// Where to compute; absent: the run's device.
     pub device: Option<String>,
 }
+
+fn default_true() -> bool {
+    true
+}
+
+/// Responses whose log-probabilities are kept, the newest: far more than a replay buffer holds, and 5 MB of memory.
+const KEPT: usize = 100_000;
 
 /// See the [module](self).
 pub struct Reference {
@@ -45,6 +60,7 @@ pub struct Reference {
     weights: Option<Arc<SharedWeights>>,
     /// Whether the weights are others than those of the model directory.
     refreshed: bool,
+    memo: Memo,
     restore_from: Option<PathBuf>,
 }
 
@@ -56,6 +72,7 @@ struct State {
 }
 
 const STATE: &str = "state.json";
+const LOGPS: &str = "logps.json";
 const WEIGHTS: &str = "weights.safetensors";
 
 impl Reference {
@@ -66,17 +83,67 @@ impl Reference {
         if step > 0 && step.is_multiple_of(every) {
             self.weights = Some(shared(&weights)?);
             self.refreshed = true;
+            self.memo = Memo::default();
         }
         Ok(())
     }
 
-    fn with_logps(&self, batch: &Batch) -> Result<Batch, OperatorError> {
-        let weights = self.weights.as_ref().ok_or("stepped before its start")?;
-        let examples = batch.pairs.iter().map(|pair| example(pair, pair.step, None)).collect::<Vec<_>>();
-        let (decoder, parameters) = (&weights.decoder, &weights.parameters);
-        let logps = reference_logps(decoder, parameters, &examples, &self.compute, examples.len())?;
-        let reference = logps.into_iter().map(|(chosen, rejected)| ReferenceLogps { chosen, rejected }).collect();
+    fn with_logps(&mut self, batch: &Batch) -> Result<Batch, OperatorError> {
+        let reference = match self.config.keep_logps {
+            true => self.remembered(batch)?,
+            false => {
+                let examples: Vec<_> = batch.pairs.iter().map(|pair| example(pair, pair.step, None)).collect();
+                let logps = self.logps(&examples)?;
+                logps.into_iter().map(|(chosen, rejected)| ReferenceLogps { chosen, rejected }).collect()
+            }
+        };
         Ok(Batch { pairs: batch.pairs.clone(), reference: Some(reference) })
+    }
+
+    /// What the model gives to a batch's responses, of which only those are computed that it has not seen.
+    fn remembered(&mut self, batch: &Batch) -> Result<Vec<ReferenceLogps>, OperatorError> {
+        let keys = |pair: &Pair| {
+            let key = |response: &[u32]| Key::of(&pair.prompt_ids, response);
+            (key(&pair.chosen_ids), pair.rejected_ids.as_deref().map(key))
+        };
+        let mut asked = HashSet::new();
+        let (mut examples, mut computed) = (Vec::new(), Vec::new());
+        for pair in &batch.pairs {
+            let (chosen, rejected) = keys(pair);
+            let mut is_new = |key: &Key| self.memo.get(*key).is_none() && asked.insert(*key);
+            let new = (is_new(&chosen), rejected.filter(&mut is_new));
+            let whole = example(pair, pair.step, None);
+            match new {
+                (false, None) => continue,
+                (true, None) => examples.push(Example { rejected_ids: None, ..whole }),
+                (true, Some(_)) => examples.push(whole),
+                // Only the rejected response: it is scored like any single one.
+                (false, Some(_)) => {
+                    let chosen_ids = pair.rejected_ids.clone().unwrap_or_default();
+                    examples.push(Example { chosen_ids, rejected_ids: None, ..whole });
+                }
+            }
+            computed.push(if new.0 { (chosen, new.1) } else { (new.1.unwrap_or(chosen), None) });
+        }
+        for ((first, second), logps) in computed.into_iter().zip(self.logps(&examples)?) {
+            self.memo.insert(first, logps.0);
+            if let Some(second) = second {
+                self.memo.insert(second, logps.1);
+            }
+        }
+        let known = |key: Key| self.memo.get(key).ok_or("a response was not scored");
+        let all = batch.pairs.iter().map(|pair| {
+            let (chosen, rejected) = keys(pair);
+            Ok(ReferenceLogps { chosen: known(chosen)?, rejected: rejected.map_or(Ok(0.0), known)? })
+        });
+        let all = all.collect::<Result<Vec<_>, OperatorError>>()?;
+        self.memo.trim(KEPT);
+        Ok(all)
+    }
+
+    fn logps(&self, examples: &[Example]) -> Result<Vec<(f32, f32)>, OperatorError> {
+        let SharedWeights { decoder, parameters, .. } = &**self.weights.as_ref().ok_or("stepped before its start")?;
+        Ok(reference_logps(decoder, parameters, examples, &self.compute, examples.len())?)
     }
 }
 
@@ -91,8 +158,8 @@ impl Operator for Reference {
             version: 0,
         };
         if let Some(directory) = self.restore_from.take() {
-            let path = directory.join(STATE);
-            let state: State = serde_json::from_slice(&std::fs::read(&path).map_err(Error::io(&path))?)?;
+            let state: State = state::read(&directory, STATE)?;
+            self.memo = state::read::<Vec<(Key, f32)>>(&directory, LOGPS)?.into_iter().collect();
             if let Some(version) = state.version {
                 let expected = weights.decoder.expected_parameters();
                 let path = directory.join(WEIGHTS);
@@ -118,8 +185,8 @@ impl Operator for Reference {
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
         let weights = self.weights.as_ref().ok_or("stepped before its start")?;
         let version = self.refreshed.then_some(weights.version);
-        let path = directory.join(STATE);
-        std::fs::write(&path, serde_json::to_vec(&State { version })?).map_err(Error::io(&path))?;
+        state::write(directory, STATE, &State { version })?;
+        state::write(directory, LOGPS, &self.memo.entries())?;
         if version.is_some() {
             weights.parameters.write(&directory.join(WEIGHTS), None)?;
         }
@@ -140,7 +207,10 @@ Every pair of a batch gets the summed log-probabilities (nats) of its chosen and
 reference model (of its one response, where it has no rejected one). The model is the one in `model`, frozen; with `refresh_every: n` the weights that arrive on `weights`
 (SAPO: the EMA model, every 108 steps) take its place at steps n, 2n, 3n, ...
 
-State: the weights, once they have been refreshed; they are in checkpoints.";
+A response is scored once under each model: a pair that a buffer draws again, or another pair with the same chosen response,
+finds its number there. `keep_logps: false` computes all of them each time.
+
+State: the weights, once they have been refreshed, and the log-probabilities known; they are in checkpoints.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
 batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048}}
@@ -196,6 +266,10 @@ learner:
         }
         let device = device::parse(config.device.as_deref().unwrap_or(&context.run.device))?;
         let (compute, threads) = (compute(context.run), context.threads);
-        Ok(Reference { config, device, compute, threads, weights: None, refreshed: false, restore_from: None })
+        let memo = Memo::default();
+        Ok(Reference { config, device, compute, threads, weights: None, refreshed: false, memo, restore_from: None })
     }
 }
+
+#[cfg(test)]
+mod tests;
