@@ -17,9 +17,8 @@ SAPO_FLOW := $(TARGET)/release/sapo-flow
 SETUP := $(PYTHON) scripts/setup.py
 
 # The pipelines carry full-size settings, and in their headers the overrides for a small machine: what `make run` passes.
-# Processors without bfloat16 instructions are many times slower at it than at float32. SMALL= runs a pipeline as it is.
-FLOAT32 := $(if $(shell grep -E -m1 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null),,-S dtype=float32)
-SMALL = $(shell sed -n 's/^\# small machine: //p' $(PIPELINE)) $(FLOAT32)
+# SMALL= runs a pipeline as it is.
+SMALL = $(shell sed -n 's/^\# small machine: //p' $(PIPELINE))
 
 # Build scripts run elsewhere, where a relative path would mean something else.
 ifdef LIBTORCH

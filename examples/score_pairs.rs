@@ -39,7 +39,7 @@ pub fn score_file(model: &Path, file: &Path) -> anyhow::Result<Vec<(f32, f32)>> 
             ..Example::default()
         });
     }
-    let scores = score(&model.decoder, &model.parameters, &examples, &Compute { kind: Kind::Float }, 8)?;
+    let scores = score(&model.decoder, &model.parameters, &examples, &Compute::new(Kind::Float), 8)?;
     let both = scores.iter().filter_map(|score| Some((score.chosen.mean(), score.rejected?.mean())));
     Ok(both.collect())
 }

@@ -2,21 +2,35 @@
 
 use std::path::Path;
 
-use sapo_flow_engine::graph::Dtype;
+use sapo_flow_engine::graph::{self, Dtype};
 use sapo_flow_engine::plan::{Emits, Memory, PlanContext};
 use sapo_flow_engine::{OperatorError, RunSettings};
 use sapo_flow_training::device;
 use sapo_flow_training::memory::Footprint;
-use sapo_flow_training::model::{Compute, Decoder, ModelConfig};
+use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use tch::{Device, Kind};
 
-/// How to compute: in the run's dtype.
+/// How to compute: in the run's dtype, with its kernels.
 pub fn compute(run: &RunSettings) -> Compute {
-    let kind = match run.dtype {
-        Dtype::Float32 => Kind::Float,
+    let kind = match settled_dtype(run) {
         Dtype::Bfloat16 => Kind::BFloat16,
+        Dtype::Float32 | Dtype::Auto => Kind::Float,
     };
-    Compute { kind }
+    let kernels = match run.kernels {
+        graph::Kernels::Fused => Kernels::Fused,
+        graph::Kernels::Plain => Kernels::Plain,
+    };
+    Compute { kind, kernels }
+}
+
+/// The run's dtype, decided where it is `auto`. That stays undecided where the run's device is none that is there, which is an
+/// error of its own.
+pub fn settled_dtype(run: &RunSettings) -> Dtype {
+    match (run.dtype, device::parse(&run.device)) {
+        (Dtype::Auto, Ok(device)) if device::is_fast_in_bfloat16(device) => Dtype::Bfloat16,
+        (Dtype::Auto, Ok(_)) => Dtype::Float32,
+        (dtype, _) => dtype,
+    }
 }
 
 /// The shape of a model that a node will work with, and where: what its plan needs. Nothing is loaded but its
@@ -24,7 +38,7 @@ pub fn compute(run: &RunSettings) -> Compute {
 pub struct PlannedModel {
     decoder: Decoder,
     device: Device,
-    kind: Kind,
+    compute: Compute,
 }
 
 impl PlannedModel {
@@ -34,7 +48,7 @@ impl PlannedModel {
     /// When the configuration cannot be read, or there is no such device.
     pub fn load(directory: &Path, device: Option<&str>, run: &RunSettings) -> Result<Self, OperatorError> {
         let decoder = Decoder::new(ModelConfig::load(directory)?, Device::Cpu)?;
-        Ok(PlannedModel { decoder, device: device::parse(device.unwrap_or(&run.device))?, kind: compute(run).kind })
+        Ok(PlannedModel { decoder, device: device::parse(device.unwrap_or(&run.device))?, compute: compute(run) })
     }
 
     /// The model whose weights arrive at an input, where they are; none if it is unknown.
@@ -50,7 +64,8 @@ impl PlannedModel {
 
     /// What it takes in bytes.
     pub fn footprint(&self) -> Footprint<'_> {
-        Footprint { decoder: &self.decoder, device: self.device, kind: self.kind }
+        let Compute { kind, kernels } = self.compute;
+        Footprint { decoder: &self.decoder, device: self.device, kind, kernels }
     }
 
     /// Bytes of its float32 weights.

@@ -14,7 +14,6 @@
 //! | [`objectives`] | what learners minimise, as formulas |
 //! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
 //! | [`evaluator`], `sums` | held-out rows |
-//! | [`evaluator`] | held-out rows |
 //! | [`expression`] | formulas written in YAML, within limits |
 //! | [`map`], [`filter`], [`score`], [`scorer`] | expressions over records; log-probabilities for them |
 //! | [`checkpoint`] | models in Hugging Face directories |
@@ -71,6 +70,7 @@ pub mod weights;
 
 use sapo_flow_engine::{OperatorSpec, Registry};
 
+pub use compute::settled_dtype;
 pub use error::Error;
 use relational::{Relational, antijoin, best_worst, count_by, distinct, join, semijoin, top_k, window};
 

@@ -50,7 +50,8 @@ fn sources() -> Vec<PathBuf> {
     ["src", "operators", "tests", "examples"].iter().flat_map(|folder| files(folder, "rs")).collect()
 }
 
-/// Functions of a file with their lengths in lines. rustfmt has put the closing brace below the first letter.
+/// Functions of a file with their lengths in lines. rustfmt has put the closing brace below the first letter, and likewise the
+/// parenthesis of a declaration without a body.
 fn functions(text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut functions = Vec::new();
@@ -58,8 +59,11 @@ fn functions(text: &str) -> Vec<(String, usize)> {
         let code = line.trim_start();
         let Some(at) = code.find("fn ").filter(|at| code[..*at].split(' ').all(is_modifier)) else { continue };
         let name = code[at + 3..].split(['(', '<']).next().unwrap_or_default();
-        let end = format!("{}}}", &line[..line.len() - code.len()]);
-        let length = lines[start..].iter().position(|line| *line == end).unwrap_or(0) + 1;
+        let indent = &line[..line.len() - code.len()];
+        let ends = |line: &str| {
+            line.strip_prefix(indent).is_some_and(|rest| rest == "}" || rest.starts_with(')') && rest.ends_with(';'))
+        };
+        let length = lines[start..].iter().position(|line| ends(line)).unwrap_or(0) + 1;
         functions.push((name.to_owned(), length));
     }
     functions

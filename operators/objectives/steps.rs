@@ -36,7 +36,7 @@ fn examples(directory: &Path, step: &Value) -> Vec<Example> {
     };
     let mut examples: Vec<Example> = step["pairs"].as_array().unwrap().iter().map(example).collect();
     let model = load(&directory.join("reference"));
-    let compute = Compute { kind: Kind::Float };
+    let compute = Compute::new(Kind::Float);
     let logps = reference_logps(&model.decoder, &model.parameters, &examples, &compute, 8).unwrap();
     examples.iter_mut().zip(logps).for_each(|(example, logps)| example.reference = Some(logps));
     examples
@@ -55,7 +55,7 @@ fn check(directory: &Path, objective: &str, examples: &[Example], expected: &Val
         layout: LayoutKind::SharedPrefix,
         gradient_checkpointing: false,
         freeze: Vec::new(),
-        compute: Compute { kind: Kind::Float },
+        compute: Compute::new(Kind::Float),
     };
     let Model { decoder, parameters, .. } = load(directory);
     let learner = Learner::new(decoder, parameters, settings).unwrap();

@@ -28,7 +28,7 @@ pub fn generate(args: &GenerateArgs) -> Outcome {
     let sampling = Sampling {
         choice: choice(args),
         eos_ids: tokenizer.eos_ids().to_vec(),
-        compute: Compute { kind },
+        compute: Compute::new(kind),
         pack_weights: true,
     };
     let generations = decode::generate(&model.decoder, &model.parameters, &[request], &sampling)?;

@@ -119,7 +119,7 @@ pub fn create(directory: &Path, graph: &Graph, pipeline: &Path, device: String) 
         params: Some(params(graph)),
         seed: graph.run.seed,
         device,
-        dtype: format!("{:?}", graph.run.dtype).to_lowercase(),
+        dtype: graph.run.dtype.to_string(),
         threads: graph.run.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         files: hashes(graph)?,
         processes: vec![Process::this(0)],

@@ -14,10 +14,7 @@ pub fn show(name: &str, graph: &Graph) -> Outcome {
     let mut text = format!("{name}: {}\n\n", validate::size(graph));
     text += &report::table(&nodes(graph));
     text += &format!("\nsteps       {}\n", steps(graph, &plans));
-    text += &format!(
-        "device      {device}, computing in {}, master weights in float32\n",
-        format!("{:?}", graph.run.dtype).to_lowercase()
-    );
+    text += &format!("device      {device}, computing in {}, master weights in float32\n", graph.run.dtype);
     text += &parameters(graph, &plans);
     text += &memory(graph, &plans);
     for (node, plan) in graph.nodes.iter().zip(&plans) {

@@ -9,6 +9,7 @@ use sapo_flow_engine::Graph;
 use sapo_flow_engine::runtime::checkpoint::LoadedCheckpoint;
 use sapo_flow_engine::runtime::event::EventSender;
 use sapo_flow_engine::runtime::{self, Outcome as RunOutcome, RunOptions, RunReport};
+use sapo_flow_operators::settled_dtype;
 use sapo_flow_training::device;
 
 use super::args::RunArgs;
@@ -66,14 +67,14 @@ pub fn run(args: RunArgs) -> Outcome {
     finish(&report, &summary, &run_directory, args.quiet)
 }
 
-/// The pipeline with what the command line says of its `run` block.
+/// The pipeline with what the command line says of its `run` block, and with what `dtype: auto` comes to here. The stored
+/// pipeline runs again as it is.
 fn with_options(mut graph: Graph, args: &RunArgs) -> Graph {
-    if let Some(seed) = args.seed {
-        graph.run.seed = seed;
-        // The stored pipeline runs again as it is.
-        if let Some(run) = graph.resolved.get_mut("run").and_then(|run| run.as_mapping_mut()) {
-            run.insert("seed".into(), seed.into());
-        }
+    graph.run.seed = args.seed.unwrap_or(graph.run.seed);
+    graph.run.dtype = settled_dtype(&graph.run);
+    if let Some(run) = graph.resolved.get_mut("run").and_then(|run| run.as_mapping_mut()) {
+        run.insert("seed".into(), graph.run.seed.into());
+        run.insert("dtype".into(), graph.run.dtype.to_string().into());
     }
     graph.run.threads = graph.run.threads.or(args.threads.map(usize::from));
     graph

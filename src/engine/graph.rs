@@ -124,8 +124,12 @@ pub struct RunSettings {
     pub steps: Option<u64>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`. `auto` takes the first GPU if there is one.
     pub device: String,
-    /// Compute type: `float32` or `bfloat16`. Master weights are float32 in both.
+    /// Compute type: `float32`, `bfloat16`, or `auto`: bfloat16 where the device has instructions for it, else float32.
+    /// Master weights are float32 in all cases.
     pub dtype: Dtype,
+    /// What computes norms, gates, rotations and log-probabilities on a CPU: `fused`, each in one pass over memory, or `plain`,
+    /// in libtorch's operators. Both give the same numbers but for the last bits.
+    pub kernels: Kernels,
     /// Threads for tensor work; absent: all cores, shared by nodes that may run at the same time.
     #[schemars(range(min = 1))]
     pub threads: Option<usize>,
@@ -143,6 +147,7 @@ impl Default for RunSettings {
             steps: None,
             device: "auto".into(),
             dtype: Dtype::Float32,
+            kernels: Kernels::Fused,
             threads: None,
             checkpoint: CheckpointSettings::default(),
             directory: "runs".into(),
@@ -158,6 +163,28 @@ pub enum Dtype {
     Float32,
     /// 16 bits: float32's range, 8 bits of precision.
     Bfloat16,
+    /// The faster of the two on the run's device. What it came to be is noted in the run directory.
+    Auto,
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Dtype::Float32 => "float32",
+            Dtype::Bfloat16 => "bfloat16",
+            Dtype::Auto => "auto",
+        })
+    }
+}
+
+/// What computes between matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Kernels {
+    /// Single passes over memory.
+    Fused,
+    /// Compositions of the library's operators.
+    Plain,
 }
 
 /// When to store a state that a run can resume from.

@@ -1,4 +1,4 @@
-//! Compiles `native/ops.cpp` against the headers of the libtorch that torch-sys found, and sets the run path as for
+//! Compiles `native/*.cpp` against the headers of the libtorch that torch-sys found, and sets the run path as for
 //! the other crates.
 
 #[path = "../../build.rs"]
@@ -7,7 +7,6 @@ mod libtorch;
 fn main() {
     libtorch::main();
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=native/ops.cpp");
     let Some(libraries) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(std::path::PathBuf::from) else { return };
     // Headers lie beside the libraries, in a wheel as in a libtorch of its own, unless told otherwise as for torch-sys.
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
@@ -15,15 +14,48 @@ fn main() {
     let headers = root.unwrap_or_else(|| libraries.parent().unwrap_or(&libraries).to_path_buf()).join("include");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     let abi = std::env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .opt_level(1) // calls into libtorch, no arithmetic of its own
-        .warnings(false)
-        .cargo_warnings(false) // of libtorch's headers
-        .include(&headers)
-        .include(headers.join("torch/csrc/api/include"))
-        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
-        .file("native/ops.cpp")
-        .compile("sapo_flow_native");
+    let compiler = |name: &str| {
+        println!("cargo:rerun-if-changed=native/{name}");
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").warnings(false).cargo_warnings(false).file(format!("native/{name}"));
+        build
+    };
+    for header in ["guarded.h", "kernels.h"] {
+        println!("cargo:rerun-if-changed=native/{header}");
+    }
+    let x86_64 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    for name in ["ops.cpp", "fused.cpp"] {
+        let mut build = compiler(name);
+        if x86_64 {
+            build.define("SAPO_X86_64", None);
+        }
+        build
+            .opt_level(1) // calls into libtorch, no arithmetic of its own
+            .include(&headers)
+            .include(headers.join("torch/csrc/api/include"))
+            .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+            .compile(&format!("sapo_flow_{}", name.replace('.', "_")));
+    }
+    // The arithmetic, once for each set of instructions; which of them is used is decided where it runs.
+    let sets: &[(&str, &[&str])] = match x86_64 {
+        true => &[
+            ("baseline", &[]),
+            ("avx2", &["-march=x86-64-v3"]),
+            ("avx512", &["-march=x86-64-v4", "-mprefer-vector-width=512"]),
+        ],
+        false => &[("baseline", &[])],
+    };
+    for (set, flags) in sets {
+        let mut build = compiler("kernels.cpp");
+        for flag in
+            ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"].iter().chain(*flags)
+        {
+            build.flag(flag);
+        }
+        build.opt_level(3).define("SAPO_KERNELS", format!("kernels_{set}").as_str());
+        if x86_64 {
+            build.define("SAPO_X86_64", None);
+        }
+        build.compile(&format!("sapo_flow_kernels_{set}"));
+    }
 }

@@ -33,6 +33,18 @@ pub fn name(device: Device) -> String {
     }
 }
 
+/// Whether a device has instructions for products of bfloat16 numbers. Processors without them are many times slower at
+/// it than at float32. GPUs are taken to have them, as all have since 2020.
+pub fn is_fast_in_bfloat16(device: Device) -> bool {
+    match device {
+        #[cfg(target_arch = "x86_64")]
+        // Processors with AMX have these too.
+        Device::Cpu => std::arch::is_x86_feature_detected!("avx512bf16"),
+        Device::Cuda(_) => true,
+        _ => false,
+    }
+}
+
 /// Sets how many processors libtorch uses for work that the calling thread starts. Each device thread has its own
 /// number.
 pub fn set_threads(threads: usize) {

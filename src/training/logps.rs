@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::Result;
 use crate::model::{Compute, Decoder};
+use crate::native::fused::{self, RowScores};
 use crate::parameters::ParameterSet;
 
 /// Bytes of f32 logits that one matrix product computes.
@@ -25,6 +26,8 @@ pub struct Head {
     weight: Tensor,
     /// Mean over the vocabulary, (hidden_size,) f32.
     mean: Tensor,
+    /// Whether logits go through [`native::fused`](crate::native::fused).
+    fused: bool,
     chunk_rows: i64,
     piece_rows: i64,
 }
@@ -41,7 +44,8 @@ impl Head {
                 _ => chunk_rows,
             };
             let mean = weight.f_mean_dim(0, false, Kind::Float)?;
-            Ok(Head { weight: weight.f_to_kind(compute.kind)?, mean, chunk_rows, piece_rows })
+            let fused = compute.is_fused(decoder.device);
+            Ok(Head { weight: weight.f_to_kind(compute.kind)?, mean, fused, chunk_rows, piece_rows })
         })
     }
 
@@ -63,30 +67,62 @@ impl Head {
             let hidden = hidden.f_detach()?.f_to_kind(self.weight.kind())?;
             let rows = hidden.size2()?.0;
             let column = || Tensor::f_empty([rows, 1], (Kind::Float, hidden.device()));
-            let (logps, correct, log_normalizers) = (column()?, column()?, column()?);
+            let (logps, correct, log_sums) = (column()?, column()?, column()?);
             let targets = targets.f_unsqueeze(-1)?; // (rows,) -> (rows, 1)
             let mut kept = Vec::new();
             let mut budget = kept_bytes;
             for (start, length) in spans(rows, self.chunk_rows) {
                 let logits = self.logits(&hidden.f_narrow(0, start, length)?)?;
-                for (offset, length) in spans(length, self.piece_rows) {
-                    let of_piece = |tensor: &Tensor| tensor.f_narrow(0, start + offset, length);
-                    // Always a copy: it is overwritten, and the logits may be needed again.
-                    let mut work = logits.f_narrow(0, offset, length)?.f_to_dtype(Kind::Float, false, true)?;
-                    let target = work.f_gather(1, &of_piece(&targets)?, false)?;
-                    let largest = work.f_amax(1, true)?;
-                    let _ = work.f_sub_(&largest)?.f_exp_()?;
-                    let log_normalizer = work.f_sum_dim_intlist(1, true, Kind::Float)?.f_log()?.f_add(&largest)?;
-                    of_piece(&logps)?.f_copy_(&target.f_sub(&log_normalizer)?)?;
-                    of_piece(&correct)?.f_copy_(&target.f_ge_tensor(&largest)?)?;
-                    of_piece(&log_normalizers)?.f_copy_(&log_normalizer)?;
+                let of_chunk = |tensor: &Tensor| tensor.f_narrow(0, start, length);
+                let (logps, correct, log_sums) = (of_chunk(&logps)?, of_chunk(&correct)?, of_chunk(&log_sums)?);
+                let into = RowScores { logps: &logps, log_sums: &log_sums, correct: &correct };
+                match self.fused {
+                    true => fused::score(&logits, &of_chunk(&targets)?, &into)?,
+                    false => self.score_in_pieces(&logits, &of_chunk(&targets)?, into)?,
                 }
                 budget -= (logits.numel() * logits.kind().elt_size_in_bytes()) as i64;
                 kept.push((budget >= 0).then_some(logits));
             }
             let (logps, correct) = (logps.f_squeeze_dim(1)?, correct.f_squeeze_dim(1)?);
-            Ok(Scores { head: self, logps, correct, hidden, targets, log_normalizers, kept })
+            Ok(Scores { head: self, logps, correct, hidden, targets, log_sums, kept })
         })
+    }
+
+    /// What [`fused::score`] does, in the operators of libtorch.
+    fn score_in_pieces(&self, logits: &Tensor, targets: &Tensor, into: RowScores) -> Result<()> {
+        for (start, length) in spans(logits.size2()?.0, self.piece_rows) {
+            let of_piece = |tensor: &Tensor| tensor.f_narrow(0, start, length);
+            // Always a copy: it is overwritten, and the logits may be needed again.
+            let mut work = of_piece(logits)?.f_to_dtype(Kind::Float, false, true)?;
+            let target = work.f_gather(1, &of_piece(targets)?, false)?;
+            let largest = work.f_amax(1, true)?;
+            let _ = work.f_sub_(&largest)?.f_exp_()?;
+            let log_sums = work.f_sum_dim_intlist(1, true, Kind::Float)?.f_log()?.f_add(&largest)?;
+            of_piece(into.logps)?.f_copy_(&target.f_sub(&log_sums)?)?;
+            of_piece(into.correct)?.f_copy_(&target.f_ge_tensor(&largest)?)?;
+            of_piece(into.log_sums)?.f_copy_(&log_sums)?;
+        }
+        Ok(())
+    }
+
+    /// What [`fused::score_backward`] does.
+    fn score_backward_in_pieces(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        log_sums: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<()> {
+        for (start, length) in spans(logits.size2()?.0, self.piece_rows) {
+            let of_piece = |tensor: &Tensor| tensor.f_narrow(0, start, length);
+            let (mut piece, scale) = (of_piece(logits)?, of_piece(gradient)?);
+            // gradient * (onehot - softmax), which takes the logits' place.
+            let mut work = piece.f_to_dtype(Kind::Float, false, true)?;
+            let _ = work.f_sub_(&of_piece(log_sums)?)?.f_exp_()?.f_mul_(&scale.f_neg()?)?;
+            let _ = work.f_scatter_add_(1, &of_piece(targets)?, &scale)?;
+            piece.f_copy_(&work)?;
+        }
+        Ok(())
     }
 
     /// -log sum_v p_v^2 of each row's distribution over the vocabulary, (rows,) f32, in nats: its Renyi entropy of order 2.
@@ -122,7 +158,7 @@ pub struct Scores<'a> {
     /// (rows, 1)
     targets: Tensor,
     /// Log of each row's sum of exponentials, (rows, 1).
-    log_normalizers: Tensor,
+    log_sums: Tensor,
     /// Each chunk's logits, where kept.
     kept: Vec<Option<Tensor>>,
 }
@@ -133,24 +169,21 @@ impl Scores<'_> {
     /// f32, where it is wanted.
     pub fn backward(mut self, gradient: &Tensor, mut weight_gradient: Option<&mut Tensor>) -> Result<Tensor> {
         no_grad(|| {
-            let gradient = gradient.f_unsqueeze(-1)?; // (rows,) -> (rows, 1)
+            let gradient = gradient.f_contiguous()?.f_unsqueeze(-1)?; // (rows,) -> (rows, 1)
             let hidden_gradient = self.hidden.f_empty_like()?;
             let chunks: Vec<_> = spans(self.hidden.size2()?.0, self.head.chunk_rows).collect();
             for (chunk, (start, length)) in chunks.into_iter().enumerate() {
                 let hidden = self.hidden.f_narrow(0, start, length)?;
-                let logits = match self.kept[chunk].take() {
+                let mut logits = match self.kept[chunk].take() {
                     Some(logits) => logits,
                     None => self.head.logits(&hidden)?,
                 };
-                for (offset, length) in spans(length, self.head.piece_rows) {
-                    let of_piece = |tensor: &Tensor| tensor.f_narrow(0, start + offset, length);
-                    let mut piece = logits.f_narrow(0, offset, length)?;
-                    let scale = of_piece(&gradient)?;
-                    // gradient * (onehot - softmax), which takes the logits' place.
-                    let mut work = piece.f_to_dtype(Kind::Float, false, true)?;
-                    let _ = work.f_sub_(&of_piece(&self.log_normalizers)?)?.f_exp_()?.f_mul_(&scale.f_neg()?)?;
-                    let _ = work.f_scatter_add_(1, &of_piece(&self.targets)?, &scale)?;
-                    piece.f_copy_(&work)?;
+                let of_chunk = |tensor: &Tensor| tensor.f_narrow(0, start, length);
+                let (targets, log_sums) = (of_chunk(&self.targets)?, of_chunk(&self.log_sums)?);
+                let gradient = of_chunk(&gradient)?;
+                match self.head.fused {
+                    true => fused::score_backward(&mut logits, &targets, &log_sums, &gradient)?,
+                    false => self.head.score_backward_in_pieces(&logits, &targets, &log_sums, &gradient)?,
                 }
                 hidden_gradient.f_narrow(0, start, length)?.f_copy_(&logits.f_matmul(&self.head.weight)?)?;
                 if let Some(weight_gradient) = weight_gradient.as_deref_mut() {
@@ -203,10 +236,11 @@ mod tests {
         let best = logits.argmax(-1, false).eq_tensor(&targets).to_kind(Kind::Float);
 
         let mean = weight.detach().mean_dim(0, false, Kind::Float);
-        for (chunk_rows, piece_rows, kept) in
-            [(64, 64, 1 << 20), (4, 3, 1 << 20), (4, 4, 0), (3, 1, 4 * 3 * VOCABULARY)]
+        let sizes = [(64, 64, 1 << 20), (4, 3, 1 << 20), (4, 4, 0), (3, 1, 4 * 3 * VOCABULARY)];
+        for (fused, (chunk_rows, piece_rows, kept)) in
+            [true, false].iter().flat_map(|fused| sizes.map(|of| (*fused, of)))
         {
-            let head = Head { weight: weight.detach(), mean: mean.copy(), chunk_rows, piece_rows };
+            let head = Head { weight: weight.detach(), mean: mean.copy(), fused, chunk_rows, piece_rows };
             let scores = head.score(&hidden, &targets, kept).unwrap();
             assert!(scores.logps.allclose(&expected, 1e-5, 1e-6, false));
             assert_eq!(scores.correct, best);

@@ -3,17 +3,19 @@
 //! For its backward pass autograd keeps at each position of a layer, with e bytes for a number of the compute type, a for
 //! one in attention (4 on a CPU):
 //!
-//! - each of two norms: its input and its quotient in float32, its result: 2 (8 + e) hidden_size + 8;
+//! - each of two norms: its input and its quotient in float32, its result: 2 (8 + e) hidden_size + 8; with fused kernels its
+//!   input as it is: 4 e hidden_size + 8;
 //! - attention: query, key, value and result, keys and values repeated to the query's heads, and a normaliser for each
 //!   head: 4 a heads head_dim + 4 heads; the result in the compute type, where that is another: e heads head_dim;
-//! - with norms on queries and keys: input and quotient: 8 (heads + key heads) head_dim;
-//! - the feed-forward block: gate, its silu, up, their product: 4 e intermediate_size.
+//! - with norms on queries and keys: input and quotient: 8 (heads + key heads) head_dim; fused: (e head_dim + 4) (heads + key
+//!   heads);
+//! - the feed-forward block: gate, its silu, up, their product: 4 e intermediate_size; fused: 3 e, without the silu.
 //!
 //! Where pairs share a prompt, each has prompt + 2 response positions. Attention then works on copies: of the first
 //! sequence's queries, and of both sequences' keys and values, prompt included: a (7 prompt + 9 response) heads head_dim
 //! for a pair, and its parts' results are joined in a copy of the compute type.
 //!
-//! That is what PyTorch's `saved_tensors_hooks` count for the same operations. Where the compute type is not float32, each
+//! That is what PyTorch's `saved_tensors_hooks` count for the same operations where kernels are plain. Where the compute type is not float32, each
 //! layer's weights are kept in it too. What a forward pass without gradients has in memory at a time is taken to be as much
 //! as one layer would keep.
 //!
@@ -22,8 +24,7 @@
 use tch::{Device, Kind};
 
 use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
-use crate::model::Decoder;
-use crate::model::attention_kind;
+use crate::model::{Compute, Decoder, Kernels, attention_kind};
 
 /// Bytes of an f32.
 const FLOAT: u64 = 4;
@@ -37,6 +38,8 @@ pub struct Footprint<'a> {
     pub device: Device,
     /// Kind of the matrix products.
     pub kind: Kind,
+    /// What works between them.
+    pub kernels: Kernels,
 }
 
 /// What goes through the model at a time.
@@ -94,9 +97,14 @@ impl Footprint<'_> {
         let (heads, key_heads) = (size(config.num_attention_heads), size(config.num_key_value_heads));
         let (e, a) = (bytes(self.kind), bytes(attention_kind(self.device, self.kind)));
         let width = heads * size(config.head_dim);
-        let norms = 2 * (8 + e) * size(config.hidden_size) + 8;
-        let head_norms = if config.qk_norm { 8 * (heads + key_heads) * size(config.head_dim) } else { 0 };
-        let per_position = norms + head_norms + 4 * heads + 4 * e * size(config.intermediate_size);
+        let (hidden, head_dim) = (size(config.hidden_size), size(config.head_dim));
+        let (norms, head_norm, gated) = match (Compute { kind: self.kind, kernels: self.kernels }).is_fused(self.device)
+        {
+            true => (4 * e * hidden + 8, e * head_dim + 4, 3 * e),
+            false => (2 * (8 + e) * hidden + 8, 8 * head_dim, 4 * e),
+        };
+        let head_norms = if config.qk_norm { head_norm * (heads + key_heads) } else { 0 };
+        let per_position = norms + head_norms + 4 * heads + gated * size(config.intermediate_size);
         let attention = match shape {
             Shape::Rows { rows, tokens } => rows * tokens * width * (4 * a + if e == a { 0 } else { e }),
             Shape::Pairs { pairs, prompt, response } => {
@@ -200,7 +208,20 @@ mod tests {
     }
 
     fn on_cpu(decoder: &Decoder, kind: Kind) -> Footprint<'_> {
-        Footprint { decoder, device: Device::Cpu, kind }
+        Footprint { decoder, device: Device::Cpu, kind, kernels: Kernels::Plain }
+    }
+
+    /// A layer of SmolLM2 in bfloat16, from the plain one's 34,220 bytes a position: two norms without the quotient and the
+    /// input in float32, but with the input, 2 (8 - 2) 576; no silu, 2 1536.
+    #[test]
+    fn fused_kernels_keep_less() {
+        let decoder = smollm2();
+        let fused = Footprint { kernels: Kernels::Fused, ..on_cpu(&decoder, Kind::BFloat16) };
+        let rows = Shape::Rows { rows: 8, tokens: 128 };
+        assert_eq!(fused.layer(rows), 1024 * (34_220 - 6_912 - 3_072));
+        // GPUs have kernels of their own.
+        let on_gpu = Footprint { device: Device::Cuda(0), ..fused };
+        assert_eq!(on_gpu.layer(rows), Footprint { kernels: Kernels::Plain, ..on_gpu }.layer(rows));
     }
 
     /// Counted by `torch.autograd.graph.saved_tensors_hooks` (PyTorch 2.11), weights left out.

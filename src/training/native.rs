@@ -1,4 +1,7 @@
-//! Operators of libtorch that tch does not bind, by way of `native/ops.cpp`.
+//! Operators of libtorch that tch does not bind, by way of `native/ops.cpp`; and single passes over memory for what it
+//! does in many on a CPU, by way of `native/fused.cpp`.
+
+pub mod fused;
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -49,23 +52,15 @@ impl PackedLinear {
     /// # Errors
     /// When this libtorch was built without oneDNN.
     pub fn new(weight: &Tensor, rows: i64) -> Result<Self> {
-        let mut packed = ptr::null_mut();
-        // Safety: the handle is valid for the call; the result is a new handle that we own.
-        unsafe {
-            check(sapo_pack_linear(weight.as_ptr(), rows, &mut packed))?;
-            Ok(PackedLinear(Tensor::from_ptr(packed)))
-        }
+        // Safety: the handle is valid for the call.
+        made(|packed| unsafe { sapo_pack_linear(weight.as_ptr(), rows, packed) }).map(PackedLinear)
     }
 
     /// `input` (..., in) times the weight, plus `bias` (out,): (..., out). No gradient flows.
     pub fn apply(&self, input: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let bias = bias.map_or(ptr::null(), Tensor::as_ptr);
-        let mut output = ptr::null_mut();
         // Safety: as above; a null bias is allowed.
-        unsafe {
-            check(sapo_packed_linear(input.as_ptr(), self.0.as_ptr(), bias, &mut output))?;
-            Ok(Tensor::from_ptr(output))
-        }
+        made(|output| unsafe { sapo_packed_linear(input.as_ptr(), self.0.as_ptr(), bias, output) })
     }
 }
 
@@ -126,6 +121,14 @@ pub fn fused_adamw(tensors: &FusedTensors, settings: FusedAdamw, gradient_diviso
             gradient_divisor.map_or(ptr::null(), Tensor::as_ptr),
         ))
     }
+}
+
+/// The tensor that a call of the other side makes, ours to own.
+fn made(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor> {
+    let mut output = ptr::null_mut();
+    check(call(&mut output))?;
+    // Safety: without a message there is a new handle.
+    Ok(unsafe { Tensor::from_ptr(output) })
 }
 
 /// Takes over a message from the other side; none means that all went well.

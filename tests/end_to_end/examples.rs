@@ -63,7 +63,7 @@ fn pairs_are_scored() {
 fn write_example(here: &Workplace, name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(root.join("examples").join(name)).unwrap();
-    let run = "{epochs: 1, dtype: bfloat16, checkpoint: {every: 50}}";
+    let run = "{epochs: 1, dtype: auto, checkpoint: {every: 50}}";
     assert!(text.contains(run), "{name}");
     let library = format!("include: {}", root.join("operators").display());
     let small = text

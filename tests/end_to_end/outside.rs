@@ -25,7 +25,7 @@ fn a_python_program_scores_and_drops_pairs() {
     let here = Workplace::new();
     let text = fs::read_to_string(repository("examples/scored_pairs.yaml")).unwrap();
     let text = text
-        .replace("dtype: bfloat16", "dtype: float32\n  device: cpu\n  threads: 1")
+        .replace("dtype: auto", "dtype: float32\n  device: cpu\n  threads: 1")
         .replace("{every: 50}", "{every: 2}")
         .replace("batch_size: 8, max_prompt_tokens: 128", "batch_size: 3, shuffle: false");
     here.write("p.yaml", &text);
@@ -58,7 +58,7 @@ fn a_python_program_picks_the_best_of_the_policys_answers() {
     let here = Workplace::new();
     let text = fs::read_to_string(repository("examples/best_of_n.yaml")).unwrap();
     let on_cpu = "{epochs: 2, dtype: float32, device: cpu, threads: 1, checkpoint: {every: 2}}";
-    here.write("p.yaml", &text.replace("{epochs: 1, dtype: bfloat16, checkpoint: {every: 50}}", on_cpu));
+    here.write("p.yaml", &text.replace("{epochs: 1, dtype: auto, checkpoint: {every: 50}}", on_cpu));
     let scorer = format!("scorer={}", repository("examples/length_scorer.py").display());
     let (whole, resumed) =
         run_and_resume(&here, "p.yaml", &[&scorer, "model=model", "data=chats.jsonl", "tokens=24"], 6);

@@ -328,7 +328,8 @@ fn pipeline_sha256(graph: &Graph) -> String {
         text += &format!("{} {:?}\n", edge_name(graph, edge), graph.edges[edge].feedback);
     }
     let run = &graph.run;
-    text += &format!("{} {:?} {:?} {} {:?} {:?}", run.seed, run.epochs, run.steps, run.device, run.dtype, run.threads);
+    text += &format!("{} {:?} {:?} {} {:?} ", run.seed, run.epochs, run.steps, run.device, run.dtype);
+    text += &format!("{:?} {:?}", run.kernels, run.threads);
     hex(&Sha256::digest(text.as_bytes()))
 }
 

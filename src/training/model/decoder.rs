@@ -31,9 +31,33 @@ pub struct Decoder {
 /// How a forward pass computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compute {
-    /// Kind of the matrix products. Weights of another kind are converted inside the graph, so that gradients arrive
-    /// in the weights' own kind.
+    /// Kind of the matrix products, Float or BFloat16. Weights of another kind are converted inside the graph, so that
+    /// gradients arrive in the weights' own kind.
     pub kind: Kind,
+    /// What works between the products.
+    pub kernels: Kernels,
+}
+
+/// What computes norms, gates, rotations and log-probabilities on a CPU. Both give the same numbers but for the last bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kernels {
+    /// One pass over memory for each: [`native::fused`](crate::native::fused).
+    #[default]
+    Fused,
+    /// Compositions of libtorch's operators: the plain way. GPUs always go it.
+    Plain,
+}
+
+impl Compute {
+    /// In this kind, with the fastest kernels.
+    pub const fn new(kind: Kind) -> Self {
+        Compute { kind, kernels: Kernels::Fused }
+    }
+
+    /// Whether fused kernels are to be used on a device.
+    pub(crate) fn is_fused(&self, device: Device) -> bool {
+        self.kernels == Kernels::Fused && device == Device::Cpu
+    }
 }
 
 impl Decoder {
@@ -181,6 +205,7 @@ impl Decoder {
             weights,
             packed: &NOTHING_PACKED,
             kind: compute.kind,
+            fused: compute.is_fused(self.device),
             attention_kind,
             rotation: self.rope.at(&input.positions, attention_kind)?,
             masks: LayerMasks::new(input, cache, self.config.sliding_window, attention_kind)?,

@@ -7,6 +7,7 @@ use super::mask::{LayerMask, LayerMasks, PairMask};
 use super::rope::Rotation;
 use crate::Result;
 use crate::generate::{KvCache, PackedWeights};
+use crate::native::fused;
 use crate::parameters::ParameterSet;
 
 /// What all layers of a forward pass share.
@@ -17,6 +18,8 @@ pub(super) struct Pass<'a> {
     pub packed: &'a PackedWeights,
     /// Of the matrix products.
     pub kind: Kind,
+    /// Whether what lies between them goes through [`native::fused`](crate::native::fused).
+    pub fused: bool,
     /// Of rotation, attention and cache.
     pub attention_kind: Kind,
     pub rotation: Rotation,
@@ -50,7 +53,10 @@ impl Pass<'_> {
             query = self.norm(&query, &name("q_norm.weight"))?;
             key = self.norm(&key, &name("k_norm.weight"))?;
         }
-        let rotated = |heads: Tensor| self.rotation.apply(&heads.f_to_kind(self.attention_kind)?);
+        let rotated = |heads: Tensor| match self.fused {
+            true => fused::rotate(&heads, &self.rotation.cosine, &self.rotation.sine),
+            false => self.rotation.apply(&heads.f_to_kind(self.attention_kind)?),
+        };
         // (batch, tokens, heads, head_dim) -> (batch, heads, tokens, head_dim)
         let query = rotated(query)?.f_transpose(1, 2)?;
         let key = rotated(key)?.f_transpose(1, 2)?;
@@ -70,13 +76,18 @@ impl Pass<'_> {
         let project = |input: &Tensor, part: &str| {
             self.linear(input, &format!("model.layers.{layer}.mlp.{part}_proj"), self.config.mlp_bias)
         };
-        let gated = project(hidden, "gate")?.f_silu()?.f_mul(&project(hidden, "up")?)?;
+        let (gate, up) = (project(hidden, "gate")?, project(hidden, "up")?);
+        let gated = if self.fused { fused::gated(&gate, &up)? } else { gate.f_silu()?.f_mul(&up)? };
         project(&gated, "down")
     }
 
     /// Root-mean-square norm over the last dimension (arXiv 1910.07467).
     pub fn norm(&self, input: &Tensor, weight: &str) -> Result<Tensor> {
-        let weight = self.weights.get(weight)?.f_to_kind(self.kind)?;
+        let weight = self.weights.get(weight)?;
+        if self.fused {
+            return fused::rms_norm(input, weight, self.config.rms_norm_eps);
+        }
+        let weight = weight.f_to_kind(self.kind)?;
         Ok(input.f_rms_norm(weight.size(), Some(&weight), self.config.rms_norm_eps)?)
     }
 

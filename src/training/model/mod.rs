@@ -21,7 +21,7 @@ pub mod rope;
 pub use crate::generate::KvCache;
 pub use checkpointing::CheckpointTape;
 pub use config::{Architecture, ModelConfig};
-pub use decoder::{Compute, Decoder};
+pub use decoder::{Compute, Decoder, Kernels};
 pub use directory::{Model, SourceFiles, save};
 pub(crate) use layer::attention_kind;
 pub use mask::{AttentionMask, ModelInput, SharedPrefix};

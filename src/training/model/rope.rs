@@ -188,8 +188,10 @@ pub struct Rope {
 
 /// Cosines and sines of the rotation angles at a batch's positions: (batch, tokens, 1, head_dim / 2) each.
 pub struct Rotation {
-    cosine: Tensor,
-    sine: Tensor,
+    /// (batch, tokens, 1, head_dim / 2)
+    pub(super) cosine: Tensor,
+    /// Of the same shape.
+    pub(super) sine: Tensor,
 }
 
 impl Rope {

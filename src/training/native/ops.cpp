@@ -5,24 +5,12 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 #include <ATen/ops/_fused_adamw.h>
-#include <cstring>
-#include <exception>
 #include <optional>
 #include <vector>
 
-namespace {
+#include "guarded.h"
 
-template <typename F>
-char* guarded(F work) {
-    try {
-        work();
-        return nullptr;
-    } catch (const std::exception& error) {
-        return strdup(error.what());
-    } catch (...) {
-        return strdup("an unknown C++ exception");
-    }
-}
+namespace {
 
 at::Tensor call(const char* name, torch::jit::Stack stack) {
     c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(stack);

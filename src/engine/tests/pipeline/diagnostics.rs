@@ -245,7 +245,7 @@ fn the_run_block_is_checked() {
     assert_eq!(run("{steps: 0}"), ["5:14 `run.steps` must be at least 1, found 0"]);
     assert_eq!(
         run("{epochs: 1, dtype: float16}"),
-        ["5:25 `run.dtype` must be `float32` or `bfloat16`, found the text \"float16\""]
+        ["5:25 `run.dtype` must be `float32`, `bfloat16` or `auto`, found the text \"float16\""]
     );
     assert_eq!(run("{epochs: 1, checkpoint: {evry: 5}}"), ["5:31 unknown key `evry` in `run.checkpoint`"]);
     assert_eq!(

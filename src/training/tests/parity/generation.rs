@@ -6,7 +6,7 @@ use tch::{Device, Kind};
 
 use crate::golden;
 
-const F32: Compute = Compute { kind: Kind::Float };
+const F32: Compute = Compute::new(Kind::Float);
 const WARPERS: Warpers = Warpers { temperature: 0.9, top_k: Some(20), top_p: Some(0.95) };
 
 /// The golden models with their prompts and 12 greedy tokens.

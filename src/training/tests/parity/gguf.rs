@@ -170,7 +170,7 @@ fn golden_models_come_back_with_their_weights_and_logits() {
         let batch = golden::json(directory.join("expected.json"));
         let length = golden::floats(&batch["lengths"])[0] as usize;
         let row = golden::tokens(&batch["input_ids"][0])[..length].to_vec();
-        let compute = Compute { kind: Kind::Float };
+        let compute = Compute::new(Kind::Float);
         let input = model.decoder.input(&[row]).unwrap();
         let hidden = model.decoder.hidden_states(&model.parameters, &input, None, &compute).unwrap();
         let logits = model.decoder.logits(&model.parameters, &hidden, &compute).unwrap().get(0);

@@ -132,7 +132,7 @@ fn bfloat16_gradients_point_the_same_way() {
     for directory in tied_and_untied() {
         let examples = eight_examples(&directory);
         let (whole, expected) = learner(&directory, settings(whole_orpo())).loss_gradients(&examples, 8).unwrap();
-        let settings = LearnerSettings { compute: Compute { kind: Kind::BFloat16 }, ..settings(whole_orpo()) };
+        let settings = LearnerSettings { compute: Compute::new(Kind::BFloat16), ..settings(whole_orpo()) };
         let (metrics, gradients) = learner(&directory, settings).loss_gradients(&examples, 8).unwrap();
         golden::assert_close("loss", &[metrics["loss"]], &[whole["loss"]], 0.02);
         for ((name, exact), (_, found)) in expected.iter().zip(&gradients) {
@@ -276,7 +276,7 @@ fn scores_are_the_log_probabilities_that_a_step_reports() {
     for directory in golden::models() {
         let step = &golden::json(directory.join("expected.json"))["step"];
         let Model { decoder, parameters, .. } = load(&directory);
-        let compute = Compute { kind: Kind::Float };
+        let compute = Compute::new(Kind::Float);
         for micro_batch_size in [1, 8] {
             let scores = score(&decoder, &parameters, &examples(step), &compute, micro_batch_size).unwrap();
             let chosen: Vec<f64> = scores.iter().map(|score| score.chosen.mean().into()).collect();
@@ -294,7 +294,7 @@ fn logits_are_reported_as_means_over_response_tokens() {
     let example = eight_examples(&directory).swap_remove(4);
     let learner = learner(&directory, settings(whole_orpo()));
     let (metrics, _) = learner.loss_gradients(std::slice::from_ref(&example), 1).unwrap();
-    let compute = Compute { kind: Kind::Float };
+    let compute = Compute::new(Kind::Float);
     for (name, response) in [("chosen", &example.chosen_ids), ("rejected", example.rejected_ids.as_ref().unwrap())] {
         let row = [example.prompt_ids.as_slice(), response].concat();
         let input = learner.decoder.input(&[row]).unwrap();
@@ -322,7 +322,7 @@ fn tails_and_entropies_are_those_of_the_logits() {
     assert!((rejected.len() as i64) > shorter);
     let learner = learner(&directory, settings(entangled(0.1)));
     let (metrics, _) = learner.loss_gradients(std::slice::from_ref(&example), 1).unwrap();
-    let compute = Compute { kind: Kind::Float };
+    let compute = Compute::new(Kind::Float);
     for (name, response) in [("chosen", &example.chosen_ids), ("rejected", example.rejected_ids.as_ref().unwrap())] {
         let row = [example.prompt_ids.as_slice(), response].concat();
         let input = learner.decoder.input(std::slice::from_ref(&row)).unwrap();

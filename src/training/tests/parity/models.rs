@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::golden;
 
-const F32: Compute = Compute { kind: Kind::Float };
+const F32: Compute = Compute::new(Kind::Float);
 
 /// A golden model with its batch: rows of tokens without their padding.
 struct Case {
@@ -122,7 +122,7 @@ fn decoding_with_a_cache_equals_the_whole_computation() {
 fn checkpointed_gradients_equal_the_plain_ones() {
     for case in cases() {
         let gradients = |checkpointed: bool, kind: Kind| -> Vec<(String, Tensor)> {
-            let compute = Compute { kind };
+            let compute = Compute::new(kind);
             let mut weights = case.model.parameters.deep_copy();
             for (_, tensor) in weights.iter_mut() {
                 *tensor = tensor.set_requires_grad(true);

@@ -33,7 +33,7 @@ fn weights(decoder: &Decoder) -> ParameterSet {
 fn logits_of_less_common_settings() {
     let _guard = tch::no_grad_guard();
     let cases: serde_json::Value = serde_json::from_str(include_str!("more_models.json")).unwrap();
-    let compute = Compute { kind: Kind::Float };
+    let compute = Compute::new(Kind::Float);
     for case in cases.as_array().unwrap() {
         let config = ModelConfig::new(Path::new("config.json"), case["config"].as_object().unwrap().clone(), None);
         let decoder = Decoder::new(config.unwrap(), Device::Cpu).unwrap();

@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
-const COMPUTE: Compute = Compute { kind: Kind::Float };
+const COMPUTE: Compute = Compute::new(Kind::Float);
 
 /// The model's directory, if it is there.
 fn model() -> Option<PathBuf> {

@@ -33,7 +33,7 @@ pub fn settings(objective: Arc<dyn Objective>) -> LearnerSettings {
         layout: LayoutKind::SharedPrefix,
         gradient_checkpointing: false,
         freeze: Vec::new(),
-        compute: Compute { kind: Kind::Float },
+        compute: Compute::new(Kind::Float),
     }
 }
 
@@ -54,7 +54,7 @@ pub fn examples(step: &Value) -> Vec<Example> {
 pub fn examples_with_reference(directory: &Path, step: &Value) -> Vec<Example> {
     let mut examples = examples(step);
     let model = load(&directory.join("reference"));
-    let compute = Compute { kind: Kind::Float };
+    let compute = Compute::new(Kind::Float);
     let logps = reference_logps(&model.decoder, &model.parameters, &examples, &compute, 8).unwrap();
     for (example, logps) in examples.iter_mut().zip(logps) {
         example.reference = Some(logps);

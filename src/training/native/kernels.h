@@ -1,0 +1,50 @@
+// Arithmetic of native/kernels.cpp, which is compiled once for each set of instructions: see `kernels()`.
+#pragma once
+
+#include <cstdint>
+
+// The bits of a bfloat16: a float's upper half.
+struct Bf16 {
+    uint16_t bits;
+};
+
+// The same operations for one kind of number. Pointers are to contiguous rows, and never overlap unless said so.
+template <typename T>
+struct Elementwise {
+    // output = input / sqrt(mean(input^2) + eps) * weight, for `rows` rows of `width`; `inverse` keeps 1 / sqrt(...), (rows,).
+    void (*norm)(const T* input, const float* weight, float eps, T* output, float* inverse, int64_t rows, int64_t width);
+    // The gradients with respect to input and weight; the latter, (width,), is added to.
+    void (*norm_backward)(
+        const T* input, const float* weight, const float* inverse, const T* gradient, T* of_input, float* of_weight,
+        int64_t rows, int64_t width);
+    // output = gate / (1 + exp(-gate)) * up.
+    void (*gated)(const T* gate, const T* up, T* output, int64_t count);
+    void (*gated_backward)(const T* gate, const T* up, const T* gradient, T* of_gate, T* of_up, int64_t count);
+    // Rotary embedding of (tokens, heads, width) to float: dimension i pairs with i + width / 2; cosine and sine are
+    // (tokens, width / 2).
+    void (*rotate)(
+        const T* input, const float* cosine, const float* sine, float* output, int64_t tokens, int64_t heads, int64_t width);
+    // Its gradient, which is the rotation back.
+    void (*rotate_back)(
+        const float* gradient, const float* cosine, const float* sine, T* of_input, int64_t tokens, int64_t heads,
+        int64_t width);
+    // For each row of logits (rows, width): its target's log-probability, the log of its sum of exponentials, and 1 where no
+    // logit is above the target's, else 0.
+    void (*score)(
+        const T* logits, const int64_t* targets, float* logps, float* log_sums, float* correct, int64_t rows, int64_t width);
+    // Puts gradient * (onehot(target) - softmax(logits)) in the logits' place.
+    void (*score_backward)(
+        T* logits, const int64_t* targets, const float* log_sums, const float* gradient, int64_t rows, int64_t width);
+};
+
+struct Kernels {
+    Elementwise<float> float32;
+    Elementwise<Bf16> bfloat16;
+};
+
+// One for each compilation.
+extern const Kernels kernels_baseline;
+#if defined(SAPO_X86_64)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
