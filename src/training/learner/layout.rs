@@ -3,6 +3,7 @@
 //! The rest of the learner knows a layout only through its fields, so another way to lay sequences out is another
 //! function that makes one.
 
+use std::collections::HashMap;
 use std::iter::once;
 use std::ops::Range;
 use std::slice::from_ref;
@@ -83,6 +84,37 @@ impl Predictions {
         self.targets.push(i64::from(target));
     }
 
+    /// The rows of a pair whose tokens begin at `start`: all of the first sequence, then the second one's own. `first` and
+    /// `second` are the sequences' tokens.
+    fn pair(&mut self, start: usize, sequence: &Sequence, first: &[u32], second: Option<(&Sequence, &[u32])>) -> Rows {
+        let from = sequence.first_scored();
+        let first_row = self.rows.len();
+        for (position, &id) in first.iter().enumerate().skip(from) {
+            self.push(start + position - 1, id);
+        }
+        let row_of = |position: usize| first_row + position - from;
+        let end = row_of(first.len());
+        let mut rows = Rows {
+            shared: first.len(),
+            chosen: once(row_of(sequence.first_response())..end).collect(),
+            whole: first_row..end,
+            rejected: None,
+        };
+        if let Some((other, second)) = second {
+            let shared = first.iter().zip(second).take_while(|(left, right)| left == right).count();
+            let begins = other.first_response();
+            let own_row = self.rows.len();
+            for (position, &id) in second.iter().enumerate().skip(begins.max(shared)) {
+                // The last shared token predicts the first one of the second sequence's own.
+                let before = if position == shared { start + shared } else { start + first.len() + position - shared };
+                self.push(before - 1, id);
+            }
+            rows.rejected = Some(vec![row_of(begins.min(shared))..row_of(shared), own_row..self.rows.len()]);
+            rows.shared = shared;
+        }
+        rows
+    }
+
     fn finish(self, decoder: &Decoder, input: ModelInput) -> Result<Layout> {
         let count = self.rows.len();
         let device = decoder.device;
@@ -111,6 +143,19 @@ impl Predictions {
     }
 }
 
+/// Where a pair stands among the rows.
+#[derive(Clone)]
+struct Rows {
+    /// Tokens that both sequences begin with; all of the first where there is no second.
+    shared: usize,
+    /// The chosen response's spans.
+    chosen: Vec<Range<usize>>,
+    /// The chosen sequence's scored tokens.
+    whole: Range<usize>,
+    /// The rejected response's spans.
+    rejected: Option<Vec<Range<usize>>>,
+}
+
 /// One sequence in each row of the batch, padded at the right.
 fn padded(decoder: &Decoder, sequences: &[Sequence]) -> Result<Layout> {
     let width = sequences.iter().map(Sequence::len).max().unwrap_or(0);
@@ -132,7 +177,8 @@ fn padded(decoder: &Decoder, sequences: &[Sequence]) -> Result<Layout> {
 }
 
 /// All pairs in one row, without padding: of each pair the tokens that both sequences begin with, the rest of the chosen
-/// one, the rest of the rejected one.
+/// one, the rest of the rejected one. A pair that is there more than once, as replay buffers draw them, is computed once: its
+/// sequences share their rows.
 fn shared_prefix(
     decoder: &Decoder,
     multiple: usize,
@@ -142,38 +188,33 @@ fn shared_prefix(
     let mut predictions = Predictions::default();
     let (mut ids, mut positions, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
     let mut rejected_spans = Vec::new();
+    let mut laid_out = HashMap::new();
     for (sequence, other) in chosen.iter().zip(rejected) {
         let start = ids.len();
-        let first = sequence.ids();
+        let (first, second) = (sequence.ids(), other.as_ref().map(Sequence::ids));
         let from = sequence.first_scored();
-        let first_row = predictions.rows.len();
-        for (position, &id) in first.iter().enumerate().skip(from) {
-            predictions.push(start + position - 1, id);
-        }
-        let row_of = |position: usize| first_row + position - from;
-        let end = row_of(first.len());
-        predictions.spans.push(once(row_of(sequence.first_response())..end).collect());
-        predictions.sequences.extend(sequence.prompt_scored.then_some(first_row..end));
-        ids.extend(first.iter().map(|&id| i64::from(id)));
-        positions.extend(0..first.len() as i64);
-
-        let (mut shared, mut own) = (first.len(), 0);
-        if let Some(other) = other {
-            let second = other.ids();
-            shared = first.iter().zip(&second).take_while(|(left, right)| left == right).count();
-            own = second.len() - shared;
-            let begins = other.first_response();
-            let own_row = predictions.rows.len();
-            for (position, &id) in second.iter().enumerate().skip(begins.max(shared)) {
-                // The last shared token predicts the first one of the second sequence's own.
-                let before = if position == shared { start + shared } else { start + first.len() + position - shared };
-                predictions.push(before - 1, id);
+        let pair = (first, second, sequence.first_response(), from);
+        let rows = match laid_out.get(&pair) {
+            Some(rows) => Rows::clone(rows),
+            None => {
+                let (first, second, ..) = &pair;
+                let rows = predictions.pair(start, sequence, first, other.as_ref().zip(second.as_deref()));
+                let shared = rows.shared;
+                ids.extend(first.iter().map(|&id| i64::from(id)));
+                positions.extend(0..first.len() as i64);
+                let own = second.iter().flat_map(|second| &second[shared..]);
+                let tokens = ids.len();
+                ids.extend(own.map(|&id| i64::from(id)));
+                let own = ids.len() - tokens;
+                positions.extend(shared as i64..(shared + own) as i64);
+                pairs.push(SharedPrefix { shared: shared as i64, first: first.len() as i64, second: own as i64 });
+                laid_out.insert(pair, rows.clone());
+                rows
             }
-            rejected_spans.push(vec![row_of(begins.min(shared))..row_of(shared), own_row..predictions.rows.len()]);
-            ids.extend(second[shared..].iter().map(|&id| i64::from(id)));
-            positions.extend(shared as i64..second.len() as i64);
-        }
-        pairs.push(SharedPrefix { shared: shared as i64, first: first.len() as i64, second: own as i64 });
+        };
+        predictions.spans.push(rows.chosen);
+        predictions.sequences.extend(sequence.prompt_scored.then_some(rows.whole));
+        rejected_spans.extend(rows.rejected);
     }
     predictions.spans.extend(rejected_spans);
     // Tokens and rows that belong to no sequence: no pair sees them, and no gradient comes from them.

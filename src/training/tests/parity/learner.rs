@@ -100,6 +100,8 @@ fn shared_prefixes_change_nothing() {
         examples[2].chosen_ids.truncate(3);
         examples[3].rejected_ids = Some(examples[3].chosen_ids.clone());
         examples[4].prompt_ids.clear();
+        // Drawn twice, and computed once.
+        examples[7] = examples[6].clone();
         for objective in [whole_orpo(), dpo(0.1), sft(PairTensor::SequenceNll), entangled(0.1)] {
             let padded = LearnerSettings { layout: LayoutKind::Padded, ..settings(objective.clone()) };
             let (plain, expected) = learner(&directory, padded).loss_gradients(&examples, 8).unwrap();
