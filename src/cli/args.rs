@@ -67,6 +67,7 @@ A run writes into a new directory: the resolved pipeline, a manifest, and what i
 
   sapo-flow run p.yaml -S learning_rate=1e-6    with another value for a parameter
   sapo-flow run p.yaml --dry-run                only tell what would be done
+  sapo-flow run p.yaml --trace trace.json       with a timeline to look at in https://ui.perfetto.dev
   sapo-flow run p.yaml --resume                 go on with the latest run of this pipeline
   sapo-flow run --resume runs/p-20250101T120000Z    go on with that run")]
 pub struct RunArgs {
@@ -89,6 +90,9 @@ pub struct RunArgs {
     /// Threads for tensor work, where the pipeline's `run` block says nothing of them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+    /// Write a timeline of the run, too: when each node worked, for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    pub trace: Option<PathBuf>,
     /// Show nothing but errors
     #[arg(short, long)]
     pub quiet: bool,

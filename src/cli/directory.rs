@@ -72,13 +72,18 @@ pub fn write_pipeline(directory: &Path, graph: &Graph, pipeline: &Path) -> anyho
 
 /// Write a file so that it is there whole or not at all.
 pub fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
-    let temporary = path.with_extension("writing");
+    let temporary = temporary(path);
     let written = fs::File::create(&temporary).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
     });
     written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Where a file lies until it is whole.
+pub fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("writing")
 }
 
 /// The pipeline's name: that of its file, without the extension.

@@ -8,6 +8,7 @@
 //! | [`sweep`], [`runs`] | many runs: made, listed, compared |
 //! | [`directory`], [`lock`], [`manifest`] | the run directory, whose it is, and how its results came to be |
 //! | [`progress`], [`report`] | what is shown during a run, and after it |
+//! | [`trace`] | when each node worked: `run --trace` |
 //! | [`terminal`] | where text goes, so that log lines and progress bars do not mix |
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ mod runs;
 mod sweep;
 mod terminal;
 mod test;
+mod trace;
 mod validate;
 
 use args::{Args, Verb};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sapo_flow_engine::Metrics;
+use sapo_flow_engine::runtime::RunReport;
 use serde::{Deserialize, Serialize};
 
 use super::directory::write_whole;
@@ -104,17 +105,30 @@ fn labels(before: &Metrics, after: &Metrics) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Where the time went.
-pub fn time_per_node(busy: &[(String, Duration)], elapsed: Duration) -> String {
+/// Where the time went: the nodes at work, the engine that leads records to them, and the whole. Nodes on threads of
+/// their own work while others do, so that shares may add up to more than all.
+pub fn where_time_went(report: &RunReport) -> String {
     let mut rows = vec![vec!["time".to_owned(), "seconds".to_owned(), "of the run".to_owned()]];
-    let mut busy: Vec<_> = busy.iter().filter(|(_, time)| time.as_millis() > 0).collect();
+    let mut busy: Vec<_> = report.busy.iter().filter(|(_, time)| time.as_millis() > 0).collect();
     busy.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
-    for (node, time) in busy {
-        let share = 100.0 * time.as_secs_f64() / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
-        rows.push(vec![node.clone(), format!("{:.1}", time.as_secs_f64()), format!("{share:.0}%")]);
+    // No node can have a name with a blank in it.
+    let parts = busy.into_iter().map(|(node, time)| (node.as_str(), *time)).chain([("the engine", report.engine)]);
+    for (name, time) in parts {
+        let share = 100.0 * time.as_secs_f64() / report.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+        let share = if share < 1.0 { format!("{share:.2}%") } else { format!("{share:.0}%") };
+        rows.push(vec![name.to_owned(), seconds(time), share]);
     }
-    rows.push(vec!["the run".to_owned(), format!("{:.1}", elapsed.as_secs_f64()), String::new()]);
+    rows.push(vec!["the run".to_owned(), seconds(report.elapsed), String::new()]);
     table(&rows)
+}
+
+/// One decimal, or three where one would say little.
+fn seconds(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        format!("{:.3}", time.as_secs_f64())
+    } else {
+        format!("{:.1}", time.as_secs_f64())
+    }
 }
 
 /// Rows in aligned columns: the first to the left, those of numbers to the right.
@@ -182,6 +196,8 @@ pub fn duration(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sapo_flow_engine::runtime::Outcome;
+
     use super::*;
 
     #[test]
@@ -205,6 +221,29 @@ mod tests {
         let rows: Vec<Vec<String>> =
             rows.iter().map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()).collect();
         assert_eq!(table(&rows), "time     seconds\nlearner     12.5\nema          0.1\n");
+    }
+
+    /// By hand: 12.5 of 50 s are 25%, 0.04 are 0.08%. What took no millisecond is left out; the engine never is.
+    #[test]
+    fn the_engine_stands_beside_the_nodes() {
+        let ms = Duration::from_millis;
+        let busy = [("rows", Duration::from_micros(20)), ("ema", ms(40)), ("learner", ms(12_500))];
+        let report = RunReport {
+            outcome: Outcome::Completed,
+            total_steps: 1,
+            steps_done: 1,
+            busy: busy.map(|(node, time)| (node.to_owned(), time)).to_vec(),
+            engine: ms(5),
+            elapsed: ms(50_000),
+        };
+        assert_eq!(
+            where_time_went(&report),
+            "time        seconds  of the run\n\
+             learner        12.5         25%\n\
+             ema           0.040       0.08%\n\
+             the engine    0.005       0.01%\n\
+             the run        50.0\n"
+        );
     }
 
     #[test]

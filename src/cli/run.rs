@@ -8,6 +8,7 @@ use anyhow::Context;
 use sapo_flow_engine::Graph;
 use sapo_flow_engine::runtime::checkpoint::LoadedCheckpoint;
 use sapo_flow_engine::runtime::event::EventSender;
+use sapo_flow_engine::runtime::timeline::Timeline;
 use sapo_flow_engine::runtime::{self, Outcome as RunOutcome, RunOptions, RunReport};
 use sapo_flow_operators::settled_dtype;
 use sapo_flow_training::device;
@@ -16,6 +17,7 @@ use super::args::RunArgs;
 use super::lock::{self, Lock};
 use super::progress::{Display, Summary, Watcher};
 use super::report::{self, Evaluations};
+use super::trace::Trace;
 use super::{Failure, Outcome, directory, manifest, plan, show, terminal, validate};
 
 /// Which run to take up.
@@ -37,6 +39,7 @@ pub fn run(args: RunArgs) -> Outcome {
     if args.dry_run {
         return plan::show(&directory::stem(&pipeline), &graph);
     }
+    let trace = args.trace.as_ref().map(|path| Trace::begin(path, &pipeline, &graph)).transpose()?;
     let device = device::name(device::parse(&graph.run.device)?);
     let (run_directory, _lock, checkpoint) = match resume {
         Resume::No => {
@@ -60,10 +63,16 @@ pub fn run(args: RunArgs) -> Outcome {
     if !args.quiet {
         terminal::message(&format!("run directory: {}", run_directory.display()));
     }
-    let executed = execute(&graph, &run_directory, checkpoint, display);
+    let timeline = trace.as_ref().map(|trace| trace.timeline.clone());
+    let executed = execute(&graph, &run_directory, checkpoint, display, timeline);
+    let traced = trace.as_ref().map(Trace::write).transpose();
     let noted = manifest::end(&run_directory, executed.as_ref().map(|(report, _)| report));
+    if let (Ok(Some(path)), false) = (&traced, args.quiet) {
+        terminal::message(&format!("timeline: {}", path.display()));
+    }
     let (report, summary) = executed?;
     noted?;
+    traced?;
     finish(&report, &summary, &run_directory, args.quiet)
 }
 
@@ -116,11 +125,12 @@ fn execute(
     run_directory: &Path,
     checkpoint: Option<LoadedCheckpoint>,
     display: Display,
+    timeline: Option<Arc<Timeline>>,
 ) -> anyhow::Result<(RunReport, Summary)> {
     let (events, receiver) = EventSender::channel();
     let watcher = Watcher::start(receiver, display, Evaluations::load(run_directory)?);
-    let options =
-        RunOptions { resume: checkpoint, interrupt: interrupt_flag()?, events, ..RunOptions::new(run_directory) };
+    let interrupt = interrupt_flag()?;
+    let options = RunOptions { resume: checkpoint, interrupt, events, timeline, ..RunOptions::new(run_directory) };
     let report = runtime::run(graph, options);
     let summary = watcher.finish()?;
     let report = report.with_context(|| format!("the run in {} failed", run_directory.display()))?;
@@ -156,7 +166,7 @@ fn finish(report: &RunReport, summary: &Summary, run_directory: &Path, quiet: bo
     }
     if !quiet {
         let mut text = format!("\n{}", summary.evaluations.to_text());
-        text += &format!("{}\n", report::time_per_node(&report.busy, report.elapsed));
+        text += &format!("{}\n", report::where_time_went(report));
         for path in summary.models.values() {
             text += &format!("model  {}\n", path.display());
         }

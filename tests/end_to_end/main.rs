@@ -16,6 +16,7 @@
 //! | `server` | nothing: a server with OpenAI's HTTP interface |
 //! | `shipped` | the pipelines that ship train |
 //! | `sweeps` | many runs of one pipeline, stopped and resumed |
+//! | `trace` | when each node worked, as a file |
 //! | `models` | the directories that a run writes are models |
 
 mod composites;
@@ -32,5 +33,6 @@ mod rewiring;
 mod server;
 mod shipped;
 mod sweeps;
+mod trace;
 mod watch;
 mod workplace;

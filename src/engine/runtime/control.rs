@@ -1,4 +1,4 @@
-//! What all nodes of a run share: pacing, the last step, the first failure, busy times.
+//! What all nodes of a run share: pacing, the last step, the first failure, times.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -22,6 +22,7 @@ pub struct Control {
     failed: AtomicBool,
     failure: Mutex<Option<RunError>>,
     busy_nanoseconds: Vec<AtomicU64>,
+    engine_nanoseconds: AtomicU64,
 }
 
 impl Control {
@@ -41,6 +42,7 @@ impl Control {
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
             busy_nanoseconds: graph.nodes.iter().map(|_| AtomicU64::new(0)).collect(),
+            engine_nanoseconds: AtomicU64::new(0),
         }
     }
 
@@ -109,6 +111,16 @@ impl Control {
     /// Count a node's work.
     pub fn add_busy(&self, node: usize, took: Duration) {
         self.busy_nanoseconds[node].fetch_add(took.as_nanos() as u64, SeqCst);
+    }
+
+    /// Count the engine's own work: processor time of a worker that no operator took.
+    pub fn add_engine(&self, took: Duration) {
+        self.engine_nanoseconds.fetch_add(took.as_nanos() as u64, SeqCst);
+    }
+
+    /// The engine's own work.
+    pub fn engine(&self) -> Duration {
+        Duration::from_nanos(self.engine_nanoseconds.load(SeqCst))
     }
 
     /// Each node's work so far, in graph order.

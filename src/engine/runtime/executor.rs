@@ -14,6 +14,8 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use timely::scheduling::SyncActivator;
 
 use super::RunError;
+use super::processor;
+use super::timeline::{Track, Work};
 use crate::operator::{Inputs, Operator, OperatorError, Outputs};
 use crate::record::Record;
 use crate::relation::Element;
@@ -53,20 +55,25 @@ pub enum Answer {
     Snapshotted(u64),
 }
 
-/// Run a job; a panic becomes an error.
-fn perform(operator: &mut dyn Operator, job: Job) -> Result<Answer, OperatorError> {
+/// Run a job, and note on the node's track how long it took; a panic becomes an error.
+fn perform(operator: &mut dyn Operator, job: Job, track: &Track) -> Result<Answer, OperatorError> {
+    let (work, began) = (Work::of(&job), Instant::now());
     let outcome = catch_unwind(AssertUnwindSafe(|| match job {
         Job::Restore(directory) => operator.restore(&directory).map(|()| Answer::Done),
         Job::Start(inputs) => operator.start(inputs).map(Answer::Started),
         Job::Reattach(mut record) => operator.reattach(&mut record).map(|()| Answer::Reattached(record)),
         Job::Step(step, inputs) => {
-            let began = Instant::now();
             operator.step(step, inputs).map(|outputs| Answer::Stepped(step, outputs, began.elapsed()))
         }
         Job::Snapshot(step, directory) => operator.snapshot(&directory).map(|()| Answer::Snapshotted(step)),
         Job::Elements => Ok(Answer::Elements(operator.elements())),
         Job::Finish => operator.finish().map(|()| Answer::Done),
     }));
+    let took = match &outcome {
+        Ok(Ok(Answer::Stepped(_, _, took))) => *took,
+        _ => began.elapsed(),
+    };
+    track.note(work, began, took);
     outcome.unwrap_or_else(|panic| Err(format!("panicked: {}", panic_message(&*panic)).into()))
 }
 
@@ -87,8 +94,12 @@ pub enum Executor {
     Worker {
         /// The operator.
         operator: Box<dyn Operator>,
+        /// Where its spans go.
+        track: Track,
         /// Answers not taken yet.
         answers: VecDeque<Result<Answer, OperatorError>>,
+        /// Processor time that submitted jobs took.
+        took: Duration,
     },
     /// On a thread.
     Device(DeviceThread),
@@ -96,15 +107,15 @@ pub enum Executor {
 
 impl Executor {
     /// Run calls on the calling thread.
-    pub fn on_worker(operator: Box<dyn Operator>) -> Self {
-        Executor::Worker { operator, answers: VecDeque::new() }
+    pub fn on_worker(operator: Box<dyn Operator>, track: Track) -> Self {
+        Executor::Worker { operator, track, answers: VecDeque::new(), took: Duration::ZERO }
     }
 
     /// Run calls on a new thread, named after the node.
-    pub fn on_thread(node: &str, mut operator: Box<dyn Operator>) -> Result<Self, RunError> {
+    pub fn on_thread(node: &str, mut operator: Box<dyn Operator>, track: Track) -> Result<Self, RunError> {
         let body = move |jobs: Receiver<Job>, answers: AnswerSender| {
             for job in jobs {
-                let answer = perform(operator.as_mut(), job);
+                let answer = perform(operator.as_mut(), job, &track);
                 let failed = answer.is_err();
                 if !answers.send(answer) || failed {
                     break;
@@ -117,7 +128,11 @@ impl Executor {
     /// Hand over a job; its answer is taken with [`take_answer`](Self::take_answer).
     pub fn submit(&mut self, job: Job) {
         match self {
-            Executor::Worker { operator, answers } => answers.push_back(perform(operator.as_mut(), job)),
+            Executor::Worker { operator, track, answers, took } => {
+                let began = processor::thread_time();
+                answers.push_back(perform(operator.as_mut(), job, track));
+                *took += processor::thread_time().saturating_sub(began);
+            }
             Executor::Device(thread) => thread.submit(job),
         }
     }
@@ -136,11 +151,19 @@ impl Executor {
     /// The operator's own, its panic, or the loss of its thread.
     pub fn call(&mut self, job: Job) -> Result<Answer, OperatorError> {
         match self {
-            Executor::Worker { operator, .. } => perform(operator.as_mut(), job),
+            Executor::Worker { operator, track, .. } => perform(operator.as_mut(), job, track),
             Executor::Device(thread) => {
                 thread.submit(job);
                 thread.answers.recv().unwrap_or_else(|_| Err(LOST_THREAD.into()))
             }
+        }
+    }
+
+    /// Processor time that submitted jobs have taken of the worker's.
+    pub fn taken_of_worker(&self) -> Duration {
+        match self {
+            Executor::Worker { took, .. } => *took,
+            Executor::Device(_) => Duration::ZERO,
         }
     }
 
@@ -267,8 +290,9 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_in_both_places() {
-        let on_thread = Executor::on_thread("panics", Box::new(Panics)).expect("threads can be started");
-        for mut executor in [Executor::on_worker(Box::new(Panics)), on_thread] {
+        let on_thread = Executor::on_thread("panics", Box::new(Panics), Track::default());
+        let on_thread = on_thread.expect("threads can be started");
+        for mut executor in [Executor::on_worker(Box::new(Panics), Track::default()), on_thread] {
             let error = executor.call(Job::Step(3, Inputs::default())).expect_err("it panics");
             assert_eq!(error.to_string(), "panicked: no step 3");
         }

@@ -14,14 +14,18 @@
 //! | [`relation`] | operators that are dataflow: records to collections, and changes back |
 //! | [`view`] | building blocks of views, on differential dataflow |
 //! | [`event`] | what a run tells those who watch it |
+//! | [`timeline`] | which node worked when, for those who ask |
+//! | [`processor`] | processor time of threads |
 
 pub mod checkpoint;
 pub mod control;
 pub mod event;
 pub mod executor;
 pub mod node;
+pub mod processor;
 pub mod relation;
 pub mod render;
+pub mod timeline;
 pub mod view;
 
 use std::path::PathBuf;
@@ -30,14 +34,15 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::graph::Graph;
-use crate::operator::{BuildContext, Inputs, OperatorError, Outputs, Placement};
+use crate::graph::{Graph, Node};
+use crate::operator::{BuildContext, Built, Inputs, OperatorError, Outputs, Placement};
 use crate::record::Record;
 use checkpoint::{Checkpointer, LoadedCheckpoint};
 use control::Control;
 use event::{Event, EventSender};
 use executor::{Answer, Executor, Job};
 use node::NodeRunner;
+use timeline::{Timeline, Track, Work};
 
 /// What a run is given besides its graph.
 pub struct RunOptions {
@@ -49,6 +54,8 @@ pub struct RunOptions {
     pub interrupt: Arc<AtomicBool>,
     /// Where events go.
     pub events: EventSender,
+    /// Where to note when each node works; absent: nowhere, and at no cost.
+    pub timeline: Option<Arc<Timeline>>,
     /// Timely workers. Any number gives the same result; each node lives on one of them.
     pub workers: usize,
 }
@@ -61,6 +68,7 @@ impl RunOptions {
             resume: None,
             interrupt: Arc::new(AtomicBool::new(false)),
             events: EventSender::sink(),
+            timeline: None,
             workers: 1,
         }
     }
@@ -89,6 +97,10 @@ pub struct RunReport {
     pub steps_done: u64,
     /// Time each node worked in this process, in graph order.
     pub busy: Vec<(String, Duration)>,
+    /// Processor time that the dataflow itself took: building it, tracking progress, moving records, waking operators
+    /// on other threads, and views and relations, which are dataflow. Counted are the timely workers' threads, without
+    /// the operators called on them; not the threads that complete checkpoints, nor those of whoever watches.
+    pub engine: Duration,
     /// From the first step's start to the end of the last.
     pub elapsed: Duration,
 }
@@ -161,12 +173,13 @@ pub fn run(graph: &Graph, options: RunOptions) -> Result<RunReport, RunError> {
             Outcome::Completed
         }
     };
-    Ok(RunReport { outcome, total_steps, steps_done: control.completed() - first_step, busy: control.busy(), elapsed })
+    let steps_done = control.completed() - first_step;
+    Ok(RunReport { outcome, total_steps, steps_done, busy: control.busy(), engine: control.engine(), elapsed })
 }
 
 /// Build all operators: those without inputs first, since they decide how many steps there are.
 fn build(graph: &Graph, options: &RunOptions) -> Result<(Vec<Executor>, u64), RunError> {
-    let mut operators: Vec<Option<crate::operator::Built>> = graph.nodes.iter().map(|_| None).collect();
+    let mut operators: Vec<Option<Built>> = graph.nodes.iter().map(|_| None).collect();
     let mut total_steps = 0;
     for sources in [true, false] {
         for (index, node) in graph.nodes.iter().enumerate() {
@@ -197,24 +210,33 @@ fn build(graph: &Graph, options: &RunOptions) -> Result<(Vec<Executor>, u64), Ru
                 connected_outputs: ports(true),
                 events: options.events.clone(),
             };
-            let built = (node.op.build)(&node.config, &context).map_err(|error| RunError::node(&node.name, error))?;
-            operators[index] = Some(built);
+            let began = Instant::now();
+            let built = (node.op.build)(&node.config, &context);
+            Track::new(options.timeline.as_ref(), index).note(Some(Work::Build), began, began.elapsed());
+            operators[index] = Some(built.map_err(|error| RunError::node(&node.name, error))?);
         }
         if sources {
             total_steps =
                 count_steps(graph, operators.iter().flatten().filter_map(|built| built.steps_per_epoch).max())?;
         }
     }
-    let executors = operators
-        .into_iter()
-        .flatten()
-        .zip(&graph.nodes)
-        .map(|(built, node)| match node.op.placement {
-            Placement::Worker => Ok(Executor::on_worker(built.operator)),
-            Placement::Device => Executor::on_thread(&node.name, built.operator),
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok((executors, total_steps))
+    Ok((executors(graph, operators.into_iter().flatten(), options)?, total_steps))
+}
+
+/// The operators, where they are to run.
+fn executors(
+    graph: &Graph,
+    operators: impl Iterator<Item = Built>,
+    options: &RunOptions,
+) -> Result<Vec<Executor>, RunError> {
+    let place = |((index, node), built): ((usize, &Node), Built)| {
+        let track = Track::new(options.timeline.as_ref(), index);
+        match node.op.placement {
+            Placement::Worker => Ok(Executor::on_worker(built.operator, track)),
+            Placement::Device => Executor::on_thread(&node.name, built.operator, track),
+        }
+    };
+    graph.nodes.iter().enumerate().zip(operators).map(place).collect()
 }
 
 /// Threads for one node's tensor work.

@@ -19,8 +19,8 @@ use timely::worker::Worker;
 use super::control::Control;
 use super::event::Event;
 use super::node::NodeRunner;
-use super::relation;
 use super::{RunError, RunOptions};
+use super::{processor, relation};
 use crate::graph::{Graph, Node};
 use crate::operator::{Outputs, RecordStream, View};
 use crate::record::Record;
@@ -75,6 +75,7 @@ fn work(
     interrupt: &std::sync::atomic::AtomicBool,
     events: &super::event::EventSender,
 ) -> Vec<NodeRunner> {
+    let began = processor::thread_time();
     let probe = ProbeHandle::new();
     let dataflow = worker.next_dataflow_index();
     let rendered = worker.dataflow::<u64, _, _>(|scope| render(scope, graph, runners, &probe));
@@ -99,7 +100,11 @@ fn work(
         worker.step_or_park(Some(IDLE));
     }
     worker.drop_dataflow(dataflow);
-    rendered.runners.into_iter().filter_map(|runner| Rc::into_inner(runner).map(RefCell::into_inner)).collect()
+    let runners = rendered.runners.into_iter().filter_map(|runner| Rc::into_inner(runner).map(RefCell::into_inner));
+    let runners: Vec<NodeRunner> = runners.collect();
+    let operators: Duration = runners.iter().map(|runner| runner.executor.taken_of_worker()).sum();
+    control.add_engine((processor::thread_time() - began).saturating_sub(operators));
+    runners
 }
 
 /// A worker's share of the dataflow.

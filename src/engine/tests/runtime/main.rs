@@ -3,5 +3,6 @@
 mod checkpoints;
 mod failures;
 mod staleness;
+mod timeline;
 mod toys;
 mod views;
