@@ -6,7 +6,7 @@
 //! | [`prompt_source`], [`watched`] | data rows, a batch a step; data that is edited meanwhile |
 //! | [`sampler`] | whole responses |
 //! | [`segment_sampler`], [`rewrite`], [`segments`] | rejected responses: segments of answers rewritten by a model |
-//! | [`replay_buffer`] | the newest pairs, and draws from them |
+//! | [`replay_buffer`], `replay_statistics`, `shares` | the newest pairs, and draws from them |
 //! | [`batcher`] | pairs gathered into batches of bounded length |
 //! | [`mod@reference`] | a reference model's log-probabilities |
 //! | [`relational`] | collections of records, maintained by differential dataflow |
@@ -59,6 +59,7 @@ pub mod score;
 pub mod scorer;
 pub mod segment_sampler;
 pub mod segments;
+mod shares;
 pub mod state;
 pub mod subprocess;
 mod sums;

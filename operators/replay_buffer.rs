@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::draws::Draws;
 use crate::replay_statistics::{retracted_change, statistics};
+use crate::shares::{Shares, inverse_count};
 
 /// How pairs are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -82,6 +83,8 @@ pub struct ReplayBuffer {
     config: ReplayBufferConfig,
     random: Draws,
     entries: VecDeque<Entry>,
+    /// The weights of the entries where draws depend on them.
+    shares: Option<Shares>,
     /// Pairs taken back so far.
     retracted: u64,
     node: String,
@@ -94,25 +97,18 @@ impl ReplayBuffer {
     /// Indices of the pairs to draw at a step.
     fn draw(&self, step: u64) -> Vec<usize> {
         let count = self.config.draws.min(self.entries.len());
-        let weight = |entry: &Entry| match self.config.sampling {
-            Sampling::InverseCount => 1.0 / (1 + entry.drawn) as f64,
-            Sampling::Uniform | Sampling::Fifo => 1.0,
+        let pair = |draw: usize| match (&self.shares, self.config.sampling) {
+            (_, Sampling::Fifo) => draw,
+            (Some(shares), _) => shares.at(self.random.uniform(step, draw as u64)),
+            (None, _) => self.random.below(step, draw as u64, self.entries.len()),
         };
-        if self.config.sampling == Sampling::Fifo {
-            return (0..count).collect();
-        }
-        let mut cumulative = Vec::with_capacity(self.entries.len());
-        let mut total = 0.0;
-        for entry in &self.entries {
-            total += weight(entry);
-            cumulative.push(total);
-        }
-        (0..count as u64)
-            .map(|draw| {
-                let target = self.random.uniform(step, draw) * total;
-                cumulative.partition_point(|sum| *sum <= target).min(self.entries.len() - 1)
-            })
-            .collect()
+        (0..count).map(pair).collect()
+    }
+
+    /// Weigh all entries anew.
+    fn weigh(&mut self) {
+        let inverse = self.config.sampling == Sampling::InverseCount;
+        self.shares = inverse.then(|| Shares::new(self.entries.iter().map(|entry| inverse_count(entry.drawn))));
     }
 
     /// The probability of each pair in one draw, oldest first.
@@ -128,10 +124,12 @@ impl ReplayBuffer {
         let entry = Entry { pair, inserted: step, drawn: 0 };
         outputs.push(View::CHANGES, entry.change(1));
         self.entries.push_back(entry);
+        self.shares.iter_mut().for_each(|shares| shares.push(inverse_count(0)));
         if self.entries.len() > self.config.capacity
             && let Some(oldest) = self.entries.pop_front()
         {
             outputs.push(View::CHANGES, oldest.change(-1));
+            self.shares.iter_mut().for_each(Shares::pop);
         }
     }
 
@@ -146,6 +144,9 @@ impl ReplayBuffer {
             if let Some(entry) = self.entries.remove(*index) {
                 outputs.push(View::CHANGES, entry.change(-1));
             }
+        }
+        if !concerned.is_empty() {
+            self.weigh();
         }
         concerned.len()
     }
@@ -177,6 +178,7 @@ impl ReplayBuffer {
             let entry = &mut self.entries[index];
             outputs.push(View::CHANGES, entry.change(-1));
             entry.drawn += 1;
+            self.shares.iter_mut().for_each(|shares| shares.set(index, inverse_count(entry.drawn)));
             if self.config.sampling != Sampling::Fifo {
                 outputs.push(View::CHANGES, entry.change(1));
             }
@@ -219,6 +221,7 @@ impl Operator for ReplayBuffer {
         let path = directory.join(ENTRIES);
         let text = fs::read(&path).map_err(Error::io(&path))?;
         State { entries: self.entries, retracted: self.retracted } = serde_json::from_slice(&text)?;
+        self.weigh();
         self.unannounced = true;
         Ok(())
     }
@@ -272,15 +275,18 @@ replay:
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let random = Draws::new(context.run.seed, context.node);
-        Ok(ReplayBuffer {
+        let mut buffer = ReplayBuffer {
             config,
             random,
             entries: VecDeque::new(),
+            shares: None,
             retracted: 0,
             node: context.node.into(),
             events: context.events.clone(),
             unannounced: false,
-        })
+        };
+        buffer.weigh();
+        Ok(buffer)
     }
 }
 

@@ -5,15 +5,18 @@ use crate::testing::golden;
 
 fn buffer(capacity: usize, sampling: Sampling, draws: usize) -> ReplayBuffer {
     let config = ReplayBufferConfig { capacity, sampling, draws };
-    ReplayBuffer {
+    let mut buffer = ReplayBuffer {
         config,
         random: Draws::new(1, "replay"),
         entries: VecDeque::new(),
+        shares: None,
         retracted: 0,
         node: "replay".into(),
         events: EventSender::sink(),
         unannounced: false,
-    }
+    };
+    buffer.weigh();
+    buffer
 }
 
 fn pair(id: u64) -> Arc<Pair> {
@@ -65,6 +68,7 @@ fn draws_follow_the_rule() {
     let mut buffer = buffer(10, Sampling::InverseCount, 3);
     (0..3).for_each(|id| buffer.insert(0, pair(id), &mut Outputs::new()));
     buffer.entries[0].drawn = 9;
+    buffer.weigh();
     let mut counts = [0; 3];
     for step in 0..7000 {
         buffer.draw(step).into_iter().for_each(|index| counts[index] += 1);

@@ -1,6 +1,7 @@
 //! Building blocks of views: changes as a differential collection, and its running state as one record a step.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use differential_dataflow::{AsCollection, ExchangeData, VecCollection};
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
@@ -64,11 +65,24 @@ pub fn running<'scope, D: ExchangeData>(
                 let capability = entry.remove();
                 let later = deltas.split_off(&(step + 1));
                 for (data, diff) in std::mem::replace(&mut deltas, later).into_values().flatten() {
-                    *state.entry(data).or_default() += diff;
+                    add(&mut state, data, diff);
                 }
-                state.retain(|_, count| *count != 0);
                 output.session(&capability).give(summarise(step, &state));
             }
         }
     })
+}
+
+/// Count one element of the state, in time that hardly depends on how many there are.
+fn add<D: Ord>(state: &mut BTreeMap<D, isize>, data: D, diff: isize) {
+    match state.entry(data) {
+        Entry::Vacant(entry) if diff != 0 => {
+            entry.insert(diff);
+        }
+        Entry::Occupied(entry) if *entry.get() == -diff => {
+            entry.remove();
+        }
+        Entry::Occupied(mut entry) => *entry.get_mut() += diff,
+        Entry::Vacant(_) => {}
+    }
 }
