@@ -63,12 +63,15 @@ pub fn resolve(paths: &[String]) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
+/// Rows of a file, read as they are asked for.
+pub type Rows = Box<dyn Iterator<Item = Result<RawRow, Error>>>;
+
 /// All rows of a file. A row that cannot be read is among them, with the reason.
-pub fn read(path: &Path) -> Result<Vec<RawRow>, Error> {
+pub fn rows(path: &Path) -> Result<Rows, Error> {
     match format(path)? {
-        Format::Lines => read_lines(path),
-        Format::Array => read_array(path),
-        Format::Parquet => parquet_rows::read(path),
+        Format::Lines => line_rows(path),
+        Format::Array => Ok(Box::new(read_array(path)?.into_iter().map(Ok))),
+        Format::Parquet => parquet_rows::rows(path),
     }
 }
 
@@ -133,17 +136,14 @@ pub(super) fn is_blank(line: &[u8]) -> bool {
     without_mark(line).iter().all(u8::is_ascii_whitespace)
 }
 
-fn read_lines(path: &Path) -> Result<Vec<RawRow>, Error> {
+fn line_rows(path: &Path) -> Result<Rows, Error> {
     let shared: Arc<Path> = path.into();
-    let mut rows = Vec::new();
-    for (number, line) in (1..).zip(lines(path)?) {
-        let line = line.map_err(Error::io(path))?;
-        if !is_blank(&line) {
-            let content = parse_line(&line);
-            rows.push(RawRow { path: shared.clone(), line: number, content });
-        }
-    }
-    Ok(rows)
+    let row = move |(number, line): (u64, std::io::Result<Vec<u8>>)| match line.map_err(Error::io(&shared)) {
+        Ok(line) if is_blank(&line) => None,
+        Ok(line) => Some(Ok(RawRow { path: shared.clone(), line: number, content: parse_line(&line) })),
+        Err(error) => Some(Err(error)),
+    };
+    Ok(Box::new((1..).zip(lines(path)?).filter_map(row)))
 }
 
 /// A line of a JSON Lines file as columns, or why it is none.
@@ -238,7 +238,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(name);
         std::fs::write(&path, content).unwrap();
-        let rows = read(&path).unwrap();
+        let rows = Vec::from_iter(rows(&path).unwrap().map(Result::unwrap));
         assert_eq!(count(&path).unwrap(), rows.len() as u64);
         rows.into_iter().map(|row| (row.line, row.content.map(Value::Object))).collect()
     }
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(found(&["[x].jsonl"]).unwrap(), ["[x].jsonl"]);
         assert!(found(&["no*.jsonl"]).unwrap_err().ends_with("no such file, and no file matches it as a pattern"));
         assert!(found(&[""]).unwrap_err().contains("is a directory"));
-        let error = read(Path::new(&at("c.txt"))).unwrap_err().to_string();
+        let error = rows(Path::new(&at("c.txt"))).err().unwrap().to_string();
         assert!(error.ends_with("expected a .jsonl, .ndjson, .json or .parquet file"), "{error}");
     }
 

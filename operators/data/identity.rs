@@ -49,13 +49,16 @@ impl Identity {
 
 fn tokens_digest(prompts: &[Arc<Prompt>]) -> String {
     let mut hasher = Sha256::new();
+    let mut bytes = Vec::new();
     for prompt in prompts {
-        hasher.update(prompt.row.to_le_bytes());
+        bytes.clear();
+        bytes.extend(prompt.row.to_le_bytes());
         for ids in [Some(&prompt.prompt_ids), Some(&prompt.chosen_ids), prompt.rejected_ids.as_ref()] {
             // A list that is absent is told from an empty one by its length.
-            hasher.update(ids.map_or(u64::MAX, |ids| ids.len() as u64).to_le_bytes());
-            ids.into_iter().flatten().for_each(|id| hasher.update(id.to_le_bytes()));
+            bytes.extend(ids.map_or(u64::MAX, |ids| ids.len() as u64).to_le_bytes());
+            bytes.extend(ids.into_iter().flatten().flat_map(|id| id.to_le_bytes()));
         }
+        hasher.update(&bytes);
     }
     files::hex(&hasher.finalize())
 }

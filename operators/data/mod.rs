@@ -120,22 +120,28 @@ pub struct Loaded {
     pub identity: Identity,
 }
 
+/// Rows that are in memory as text at a time. As parsed JSON they take several times as much as their tokens.
+const ROWS_AT_A_TIME: usize = 4096;
+
 /// Read, understand and tokenize a data set.
 pub fn load(settings: &Settings) -> Result<Loaded, Error> {
     let paths = files::resolve(settings.paths.as_slice())?;
-    let mut rows = Vec::new();
-    let mut digests = Vec::new();
-    for path in &paths {
-        rows.extend(files::read(path)?);
-        digests.push((path.clone(), files::sha256(path)?));
+    let mut encoding = Encoding::begin(settings)?;
+    let of_file = |path: &PathBuf| files::rows(path).unwrap_or_else(|error| Box::new(std::iter::once(Err(error))));
+    let mut rows = (0..)
+        .zip(paths.iter().flat_map(of_file))
+        .filter(|(index, row)| row.is_err() || settings.part.contains(*index))
+        .take(settings.limit.unwrap_or(usize::MAX));
+    loop {
+        let some = rows.by_ref().take(ROWS_AT_A_TIME).map(|(index, row)| Ok((index, row?)));
+        let some = some.collect::<Result<Vec<_>, Error>>()?;
+        if some.is_empty() {
+            break;
+        }
+        encoding.add(&some);
     }
-    let selected: Vec<(u64, RawRow)> = (0..)
-        .zip(rows)
-        .filter(|(index, _)| settings.part.contains(*index))
-        .take(settings.limit.unwrap_or(usize::MAX))
-        .collect();
-
-    let (prompts, report) = encode(settings, &selected)?;
+    let digests = paths.iter().map(|path| Ok((path.clone(), files::sha256(path)?))).collect::<Result<_, Error>>()?;
+    let (prompts, report) = encoding.finish()?;
     if prompts.is_empty() {
         let message = format!("{}: no row can be used: {}", names(&paths), report.sentences().join("; "));
         return Err(Error::Data(message));
@@ -149,26 +155,47 @@ pub fn load(settings: &Settings) -> Result<Loaded, Error> {
 /// # Errors
 /// When the tokenizer cannot be loaded, or a row cannot be used and `on_error` is `stop`.
 pub fn encode(settings: &Settings, selected: &[(u64, RawRow)]) -> Result<(Vec<Arc<Prompt>>, Report), Error> {
-    let encoder = Encoder::load(settings)?;
-    let results = in_parallel(selected, |(index, row)| encoder.encode(*index, row));
-    let mut report = Report { read: selected.len(), ..Report::default() };
-    let mut prompts = Vec::new();
-    for ((_, row), result) in selected.iter().zip(results) {
-        match result {
-            Err(reason) => report.skipped.push(format!("{}:{}: {reason}", row.path.display(), row.line)),
-            Ok(encoded) if settings.max_prompt_tokens.is_some_and(|max| encoded.prompt.prompt_ids.len() > max) => {
-                report.too_long += 1;
-            }
-            Ok(encoded) => {
-                report.trailing += usize::from(encoded.trailing);
-                prompts.push(Arc::new(encoded.prompt));
+    let mut encoding = Encoding::begin(settings)?;
+    encoding.add(selected);
+    encoding.finish()
+}
+
+/// Rows that become tokens, some at a time.
+struct Encoding<'a> {
+    settings: &'a Settings<'a>,
+    encoder: Encoder<'a>,
+    prompts: Vec<Arc<Prompt>>,
+    report: Report,
+}
+
+impl<'a> Encoding<'a> {
+    fn begin(settings: &'a Settings<'a>) -> Result<Self, Error> {
+        let encoder = Encoder::load(settings)?;
+        Ok(Encoding { settings, encoder, prompts: Vec::new(), report: Report::default() })
+    }
+
+    fn add(&mut self, rows: &[(u64, RawRow)]) {
+        let max_prompt_tokens = self.settings.max_prompt_tokens.unwrap_or(usize::MAX);
+        let results = in_parallel(rows, |(index, row)| self.encoder.encode(*index, row));
+        self.report.read += rows.len();
+        for ((_, row), result) in rows.iter().zip(results) {
+            match result {
+                Err(reason) => self.report.skipped.push(format!("{}:{}: {reason}", row.path.display(), row.line)),
+                Ok(encoded) if encoded.prompt.prompt_ids.len() > max_prompt_tokens => self.report.too_long += 1,
+                Ok(encoded) => {
+                    self.report.trailing += usize::from(encoded.trailing);
+                    self.prompts.push(Arc::new(encoded.prompt));
+                }
             }
         }
     }
-    if settings.on_error == OnError::Stop && !report.skipped.is_empty() {
-        return Err(Error::Data(unusable(&report.skipped)));
+
+    fn finish(self) -> Result<(Vec<Arc<Prompt>>, Report), Error> {
+        if self.settings.on_error == OnError::Stop && !self.report.skipped.is_empty() {
+            return Err(Error::Data(unusable(&self.report.skipped)));
+        }
+        Ok((self.prompts, self.report))
     }
-    Ok((prompts, report))
 }
 
 /// The files of a model directory that decide what text becomes which tokens, as far as they are there.

@@ -9,19 +9,17 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
-use super::files::RawRow;
+use super::files::{RawRow, Rows};
 use crate::Error;
 
 /// All rows of a file.
-pub fn read(path: &Path) -> Result<Vec<RawRow>, Error> {
-    let reader = open(path)?;
+pub fn rows(path: &Path) -> Result<Rows, Error> {
     let shared: Arc<Path> = path.into();
-    let mut rows = Vec::new();
-    for (number, row) in (1..).zip(reader.get_row_iter(None).map_err(broken(path))?) {
-        let content = Ok(object(row.map_err(broken(path))?));
-        rows.push(RawRow { path: shared.clone(), line: number, content });
-    }
-    Ok(rows)
+    let row = move |(number, row): (u64, Result<Row, ParquetError>)| {
+        let content = Ok(object(row.map_err(broken(&shared))?));
+        Ok(RawRow { path: shared.clone(), line: number, content })
+    };
+    Ok(Box::new((1..).zip(open(path)?).map(row)))
 }
 
 /// The number of rows in a file, from its footer.
@@ -79,7 +77,7 @@ mod tests {
             ]}),
             json!({"id": 3, "score": 2.0, "messages": null, "source": "y"}),
         ];
-        let rows = read(&path).unwrap();
+        let rows = Vec::from_iter(rows(&path).unwrap().map(Result::unwrap));
         assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3]);
         let rows: Vec<Value> = rows.into_iter().map(|row| Value::Object(row.content.unwrap())).collect();
         assert_eq!(rows, expected);
@@ -89,8 +87,8 @@ mod tests {
     /// Written by pyarrow 26, with Zstandard.
     #[test]
     fn zstandard() {
-        let rows = read(&fixture("pairs.zstd.parquet")).unwrap();
-        let row = Value::Object(rows[0].content.clone().unwrap());
+        let first = rows(&fixture("pairs.zstd.parquet")).unwrap().next().unwrap().unwrap();
+        let row = Value::Object(first.content.unwrap());
         assert_eq!(row, json!({"question": "hi", "answer": "a"}));
     }
 
@@ -99,7 +97,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.parquet");
         std::fs::write(&path, "PAR1 is not enough").unwrap();
-        let error = read(&path).unwrap_err().to_string();
+        let error = rows(&path).err().unwrap().to_string();
         assert!(error.contains("a.parquet: "), "{error}");
     }
 }
