@@ -1,7 +1,7 @@
 //! What is legal and still looks like a mistake.
 
 use super::diagnostic::Report;
-use super::order::reaches;
+use super::order::leading_to;
 use super::wiring::Draft;
 use crate::operator::{PortSpec, Registry};
 use crate::record::PortType;
@@ -21,7 +21,7 @@ fn report_idle_feedback(drafts: &[Draft], report: &mut Report) {
         report.set_context(&draft.uses);
         for wire in &draft.wires {
             let Some(feedback) = wire.feedback else { continue };
-            if !reaches(reader, wire.from_node, drafts) {
+            if !leading_to(vec![wire.from_node], drafts)[reader] {
                 let steps = feedback.max_staleness + 1;
                 let unit = if steps == 1 { "step" } else { "steps" };
                 report
@@ -45,10 +45,8 @@ fn report_lost_work(drafts: &[Draft], report: &mut Report) {
         }
         return;
     }
-    for (index, draft) in drafts.iter().enumerate() {
-        if sinks.iter().any(|sink| reaches(index, *sink, drafts)) {
-            continue;
-        }
+    let useful = leading_to(sinks, drafts);
+    for (index, draft) in drafts.iter().enumerate().filter(|(index, _)| !useful[*index]) {
         report.set_context(&draft.uses);
         let read = drafts.iter().any(|other| other.wires.iter().any(|wire| wire.from_node == index));
         if read {

@@ -83,17 +83,14 @@ fn report_cycle(cycle: &[(usize, &Wire)], drafts: &[Draft], report: &mut Report)
     report.set_context(&[]);
 }
 
-/// Whether what `from` emits can reach `to`, over edges of any kind.
-pub(crate) fn reaches(from: usize, to: usize, drafts: &[Draft]) -> bool {
-    let mut seen = vec![false; drafts.len()];
-    let mut stack = vec![to];
+/// For each node whether what it emits can reach one of these, over edges of any kind. These themselves do.
+pub(crate) fn leading_to(ends: Vec<usize>, drafts: &[Draft]) -> Vec<bool> {
+    let mut leads = vec![false; drafts.len()];
+    let mut stack = ends;
     while let Some(node) = stack.pop() {
-        if node == from {
-            return true;
-        }
-        if !std::mem::replace(&mut seen[node], true) {
+        if !std::mem::replace(&mut leads[node], true) {
             stack.extend(drafts[node].wires.iter().map(|wire| wire.from_node));
         }
     }
-    false
+    leads
 }

@@ -1,5 +1,7 @@
 //! Types of edges: what outputs carry, and whether that fits where it arrives.
 
+use std::collections::HashSet;
+
 use serde_yaml::Value;
 
 use super::diagnostic::Report;
@@ -13,13 +15,12 @@ use crate::record::PortType;
 /// What an output carries: its own type, or the types of what arrives at the input that it follows; nothing where
 /// that is not connected, or only with itself.
 pub(crate) fn carried(drafts: &[Draft], node: usize, port: usize) -> Vec<PortType> {
-    let (mut found, mut seen, mut waiting) = (Vec::new(), Vec::new(), vec![(node, port)]);
+    let (mut found, mut seen, mut waiting) = (Vec::new(), HashSet::new(), vec![(node, port)]);
     let allowed = drafts[node].outputs()[port].types;
     while let Some((node, port)) = waiting.pop() {
-        if seen.contains(&(node, port)) {
+        if !seen.insert((node, port)) {
             continue;
         }
-        seen.push((node, port));
         let draft = &drafts[node];
         let output = &draft.outputs()[port];
         let Some(input) = output.follows else {
