@@ -3,12 +3,13 @@
 # make test    set up what is missing, and run all tests
 # make lint    formatting, clippy and documentation, warnings denied
 # make bench   measure against a peer in PyTorch, and write BENCHMARKS.md; about an hour, BENCH= takes options
+# make bench-growth  how time and memory grow, into GROWTH.md; a random model, no peer
 # make setup   what the others set up: libtorch, the build, a model, data
 #
 # PIPELINE=pipelines/sapo_dpo.yaml runs another pipeline. Everything fetched is kept (scripts/setup.py says where), so a
 # second time starts at once. LIBTORCH or LIBTORCH_USE_PYTORCH in the environment: that libtorch is used, none fetched.
 
-.PHONY: help run sweep test bench lint setup libtorch build model data tiny-model
+.PHONY: help run sweep test bench bench-growth lint setup libtorch build model data tiny-model
 
 PIPELINE ?= pipelines/sapo_orpo.yaml
 PYTHON ?= python3
@@ -65,6 +66,9 @@ test: libtorch data
 # No test: it takes long, and nothing depends on its figures. BENCH="--minutes 10" and the like: see benches/bench.py.
 bench: setup
 	$(PYTHON) benches/bench.py --sapo-flow $(SAPO_FLOW) $(BENCH)
+
+bench-growth: build
+	$(PYTHON) benches/growth.py --sapo-flow $(SAPO_FLOW) $(BENCH)
 
 lint: libtorch
 	cargo fmt --all --check

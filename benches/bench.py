@@ -226,10 +226,15 @@ def measure(options, python):
 
 
 def versions(python, options):
-    """What ran."""
+    """What ran, and on what."""
     code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]), sys.version.split()[0])"
     packages = ["torch", "transformers", "trl"]
     found = subprocess.check_output([python, "-c", code, *packages], text=True).split()
+    return machine(options) | dict(zip([*packages, "python"], found))
+
+
+def machine(options):
+    """The day, the processor and what it can do, and sapo-flow's version."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         cpuinfo = file.read()
     field = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in cpuinfo.splitlines() if ":" in line}
@@ -239,8 +244,7 @@ def versions(python, options):
         with contextlib.suppress(subprocess.CalledProcessError, OSError):
             describe = ["git", "describe", "--always", "--dirty"]
             ours += f" (commit {subprocess.check_output(describe, text=True, cwd=CHECKOUT).strip()})"
-    machine = {"date": time.strftime("%Y-%m-%d"), "cpu": field.get("model name", "unknown"), "flags": wide}
-    return machine | {"ours": ours} | dict(zip([*packages, "python"], found))
+    return {"date": time.strftime("%Y-%m-%d"), "cpu": field.get("model name", "unknown"), "flags": wide, "ours": ours}
 
 
 def main():

@@ -85,27 +85,31 @@ def write_tokenizer(directory, data):
     tokens = SPECIAL + alphabet + [left + right for left, right in merges]
     # Two ways may lead to one token.
     tokens = list(dict.fromkeys(tokens))
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    write_tokenizer_files(directory, level, level, {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "vocab": {token: number for number, token in enumerate(tokens)},
+        "merges": [f"{left} {right}" for left, right in merges],
+    })
+    return len(tokens)
+
+
+def write_tokenizer_files(directory, pre_tokenizer, decoder, model):
+    """A tokenizer whose vocabulary begins with the special tokens."""
     added = [
         {"id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
          "special": True}
         for number, token in enumerate(SPECIAL)
     ]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-        "vocab": {token: number for number, token in enumerate(tokens)},
-        "merges": [f"{left} {right}" for left, right in merges],
-    }
     write_json(directory, "tokenizer.json", {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": level, "post_processor": None, "decoder": level, "model": model,
+        "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder, "model": model,
     })
     write_json(directory, "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[1], "eos_token": SPECIAL[2],
         "pad_token": SPECIAL[2], "unk_token": SPECIAL[0], "chat_template": TEMPLATE, "model_max_length": 2048,
     })
-    return len(tokens)
 
 
 def shapes(vocabulary):
@@ -146,15 +150,9 @@ def write_weights(directory, vocabulary):
     return end // 4
 
 
-def make_model(directory, data):
-    """A model directory, whole or not at all."""
-    if os.path.exists(os.path.join(directory, "config.json")):
-        return print(f"tiny model: present in {directory}")
-    os.makedirs(directory, exist_ok=True)
-    vocabulary = write_tokenizer(directory, data)
-    parameters = write_weights(directory, vocabulary)
+def write_config(directory, vocabulary):
+    """The configuration. What is looked for when asked whether the model is there comes last."""
     write_json(directory, "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
-    # What is looked for when asked whether the model is there comes last.
     write_json(directory, "config.json", {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32", "hidden_act": "silu",
         "vocab_size": vocabulary, "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE,
@@ -163,6 +161,16 @@ def make_model(directory, data):
         "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
         "pad_token_id": 2, "initializer_range": 0.02,
     })
+
+
+def make_model(directory, data):
+    """A model directory, whole or not at all."""
+    if os.path.exists(os.path.join(directory, "config.json")):
+        return print(f"tiny model: present in {directory}")
+    os.makedirs(directory, exist_ok=True)
+    vocabulary = write_tokenizer(directory, data)
+    parameters = write_weights(directory, vocabulary)
+    write_config(directory, vocabulary)
     print(f"tiny model: {parameters} parameters, {vocabulary} tokens in {directory}")
 
 
