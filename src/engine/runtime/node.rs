@@ -105,6 +105,16 @@ impl NodeRunner {
         self.next_emit
     }
 
+    /// The first step that waits for its inputs.
+    pub fn next_submit(&self) -> u64 {
+        self.next_submit
+    }
+
+    /// Whether nothing within a step makes the node wait: it is told how far it may run ahead of others.
+    pub fn is_paced(&self) -> bool {
+        self.paced
+    }
+
     /// Whether the node has done its last step, and the snapshot that may follow it.
     pub fn is_done(&self) -> bool {
         self.next_emit >= self.control.end() && self.outstanding == 0

@@ -1,10 +1,11 @@
 //! Nodes and edges to timely operators, and the loop that drives them.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Scope;
@@ -31,8 +32,11 @@ type Runners = Arc<Vec<Mutex<Option<NodeRunner>>>>;
 type SharedRunner = Rc<RefCell<NodeRunner>>;
 type RecordOutput = OutputBuilder<u64, CapacityContainerBuilder<Vec<Record>>>;
 
-/// How often the loop looks up when nothing wakes it, for interrupts and lost threads.
+/// How often the loop looks up when nothing wakes it, for interrupts and failures elsewhere.
 const IDLE: Duration = Duration::from_millis(50);
+
+/// Up to so many inputs all are looked at whenever there is news at one of them.
+const FEW_INPUTS: usize = 8;
 
 /// Run the graph on timely workers. The nodes come back in graph order when all is done; the first failure is in
 /// `control`.
@@ -79,7 +83,7 @@ fn work(
     let probe = ProbeHandle::new();
     let dataflow = worker.next_dataflow_index();
     let rendered = worker.dataflow::<u64, _, _>(|scope| render(scope, graph, runners, &probe));
-    let mut looked_up = Instant::now();
+    let mut granted = 0;
     loop {
         let completed = probe.with_frontier(|frontier| frontier.first().copied());
         // An empty frontier: all nodes have given up their capabilities, after the last step.
@@ -93,9 +97,10 @@ fn work(
         if interrupt.load(SeqCst) {
             control.interrupt();
         }
-        if !news.is_empty() || looked_up.elapsed() >= IDLE {
-            rendered.activators.iter().for_each(Activator::activate);
-            looked_up = Instant::now();
+        // All others are woken by their inputs, or by their threads.
+        if granted != control.granted() {
+            granted = control.granted();
+            rendered.paced.iter().for_each(Activator::activate);
         }
         worker.step_or_park(Some(IDLE));
     }
@@ -110,12 +115,13 @@ fn work(
 /// A worker's share of the dataflow.
 struct Rendered {
     runners: Vec<SharedRunner>,
-    activators: Vec<Activator>,
+    /// Of the nodes that may go on when steps are granted.
+    paced: Vec<Activator>,
 }
 
 /// One timely operator for each node, one feedback for each feedback edge.
 fn render<'scope>(scope: Scope<'scope, u64>, graph: &Graph, runners: &Runners, probe: &ProbeHandle<u64>) -> Rendered {
-    let mut rendered = Rendered { runners: Vec::new(), activators: Vec::new() };
+    let mut rendered = Rendered { runners: Vec::new(), paced: Vec::new() };
     let mut loops = Vec::new();
     let mut streams: Vec<Vec<RecordStream<'scope>>> = Vec::new();
     for (index, node) in graph.nodes.iter().enumerate() {
@@ -177,8 +183,10 @@ fn render_node<'scope>(
     let address = builder.operator_info().address;
     let runner = runner.map(|runner| {
         runner.executor.set_activator(scope.worker().sync_activator_for(address.to_vec()));
+        if runner.is_paced() {
+            rendered.paced.push(scope.activator_for(address));
+        }
         let runner = Rc::new(RefCell::new(runner));
-        rendered.activators.push(scope.activator_for(address));
         rendered.runners.push(runner.clone());
         runner
     });
@@ -187,26 +195,41 @@ fn render_node<'scope>(
         if let Some(runner) = &runner {
             capabilities.iter_mut().for_each(|capability| capability.downgrade(&runner.borrow().next_emit()));
         }
+        // An input that the next step waits for. There is news at each of many inputs at every step, and to look at all of
+        // them each time would take time that grows with their square. As long as this one is incomplete the others can
+        // wait, and what has come there stays in its channel.
+        let mut awaited = 0;
         move |frontiers| {
             let Some(runner) = &runner else { return };
             let mut runner = runner.borrow_mut();
-            for (incoming, input) in inputs.iter_mut().enumerate() {
-                input.for_each(|capability, records| {
-                    if let Some(step) = capability.least() {
-                        runner.receive(*step, incoming, records.drain(..));
-                    }
-                });
-            }
+            let mut receive = |runner: &mut NodeRunner, places: Range<usize>| {
+                for (incoming, input) in places.clone().zip(&mut inputs[places]) {
+                    input.for_each(|capability, records| {
+                        if let Some(step) = capability.least() {
+                            runner.receive(*step, incoming, records.drain(..));
+                        }
+                    });
+                }
+            };
+            let complete = |incoming: usize, step: u64| !frontiers[incoming].less_equal(&step);
+            let all = 0..frontiers.len();
+            let waits = all.len() > FEW_INPUTS && !capabilities.is_empty() && !complete(awaited, runner.next_submit());
+            receive(&mut runner, if waits { awaited..awaited + 1 } else { all.clone() });
             if capabilities.is_empty() {
                 return;
             }
             loop {
-                runner.submit_ready(|incoming, step| !frontiers[incoming].less_equal(&step));
+                if !waits {
+                    runner.submit_ready(complete);
+                }
                 let Some((step, emitted)) = runner.take_outputs() else { break };
                 emit(&runner, step, emitted, &ports, &mut outputs, &mut capabilities);
             }
             if runner.is_done() {
                 capabilities.clear();
+                receive(&mut runner, all);
+            } else if !waits {
+                awaited = all.clone().find(|incoming| !complete(*incoming, runner.next_submit())).unwrap_or(0);
             }
         }
     });

@@ -6,3 +6,4 @@ mod staleness;
 mod timeline;
 mod toys;
 mod views;
+mod wide;
