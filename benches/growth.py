@@ -130,23 +130,26 @@ def rows(number):
 
 
 def chain(number, link):
-    """A chain of nodes that do next to nothing."""
+    """A chain of nodes that do next to nothing, by name, behind a source; and the last one's name."""
     write_pairs(1000)
     links, last = {}, "prompts.pairs"
     for place in range(number):
         links[f"link{place}"] = {**link, "in": last}
         last = f"link{place}"
-    return pipeline(CHAIN_STEPS, {"prompts": source(4), **links, **ending(last, links)})
+    return links, last
 
 
 def filters(number):
-    """Operators on threads of their own."""
-    return chain(number, {"op": "filter", "with": {"where": "chosen_len > 0"}})
+    """Operators on threads of their own, and one that gathers the metrics of all."""
+    links, last = chain(number, {"op": "filter", "with": {"where": "chosen_len > 0"}})
+    return pipeline(CHAIN_STEPS, {"prompts": source(4), **links, **ending(last, links)})
 
 
 def buffers(number):
     """Operators on the worker, each with a view that differential dataflow maintains."""
-    return chain(number, {"op": "replay_buffer", "with": {"capacity": 8, "draws": 4, "sampling": "fifo"}})
+    links, last = chain(number, {"op": "replay_buffer", "with": {"capacity": 8, "draws": 4, "sampling": "fifo"}})
+    samples = {"op": "sample_sink", "in": last, "with": {"tokenizer": write_model(MODEL_VOCABULARY), "every": 1000}}
+    return pipeline(CHAIN_STEPS, {"prompts": source(4), **links, "samples": samples})
 
 
 # Measuring

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use differential_dataflow::VecCollection;
 use differential_dataflow::operators::count::CountTotal;
 use sapo_flow_engine::operator::RecordStream;
 use sapo_flow_engine::record::{Change, Metrics, Record};
@@ -19,25 +18,17 @@ pub fn retracted_change(pairs: u64) -> Record {
 /// Ages and draw counts of the buffer's pairs, counted by differential dataflow and summed up once a step. What a step
 /// takes depends on what changed, and hardly on how many pairs there are.
 pub fn statistics(changes: RecordStream<'_>) -> RecordStream<'_> {
-    let (entries, retracted) = {
-        let all = view::collection(changes.clone());
-        (all.clone().filter(|element| !element.is_empty()), all.filter(|element| element.is_empty()))
-    };
-    let retracted = total(Bar::Retracted, retracted.map(|_| 0));
-    let size = total(Bar::Size, entries.clone().map(|_| 0));
-    let steps = total(Bar::Steps, entries.clone().explode(|entry| Some((0, entry[0] as isize))));
-    let by_step = entries.clone().map(|entry| entry[0]).count_total().map(|(step, count)| (Bar::Inserted, step, count));
-    let by_draws = entries.map(|entry| entry[1]).count_total().map(|(drawn, count)| (Bar::Drawn, drawn, count));
-    let bars = by_step.concatenate([by_draws, retracted, size, steps]);
+    let counted = view::collection(changes.clone()).explode(|element| match element[..] {
+        [inserted, drawn] => vec![
+            ((Bar::Inserted, inserted), 1),
+            ((Bar::Drawn, drawn), 1),
+            ((Bar::Size, 0), 1),
+            ((Bar::Steps, 0), inserted as isize),
+        ],
+        _ => vec![((Bar::Retracted, 0), 1)],
+    });
+    let bars = counted.count_total().map(|((bar, value), count)| (bar, value, count));
     view::running(changes, bars, |step, bars| Record::Metrics(Arc::new(summary(step, bars))))
-}
-
-/// A bar for all of a collection.
-fn total<'scope>(
-    bar: Bar,
-    counted: VecCollection<'scope, u64, u64, isize>,
-) -> VecCollection<'scope, u64, (Bar, u64, isize), isize> {
-    counted.count_total().map(move |(_, count)| (bar, 0, count))
 }
 
 /// What is counted.
