@@ -85,7 +85,7 @@ def write_pairs(rows):
 # Pipelines
 
 
-def sapo(steps=6, batch=4, prompt=64, answer=128, vocabulary=MODEL_VOCABULARY):
+def sapo(steps=8, batch=4, prompt=64, answer=128, vocabulary=MODEL_VOCABULARY):
     """SAPO steps with the pipeline of `make bench`: its file, and its params."""
     write_chats(prompt, answer)
     # Beside the words stand a handful of tokens of the chat template.
@@ -314,9 +314,11 @@ TEXT = """\
 How time and memory of sapo-flow grow when one thing grows and all else stays. `make bench-growth` repeats it;
 [growth.py](benches/growth.py) says how to choose curves and time, and makes the random models and data.
 
-Measured on {date} on a machine with {cpu} ({flags}), {cores} cores. {ours}. Runs: {times}; medians, with least and
-greatest. A model has 0.9M parameters and 128 for each token of its vocabulary; batch 4, prompts of 64 tokens, answers of
-128, segments of 64 and a vocabulary of 8192 where nothing else is said.
+Measured on {date} on a machine with {cpu} ({flags}), {cores} cores.
+{ours}. Runs: {times}; medians, with least and greatest.
+
+A model has 0.8 million parameters and 128 for each token of its vocabulary; batch 4, prompts of 64 tokens, answers of 128,
+segments of 64 and a vocabulary of 8192 where nothing else is said.
 
 An exponent says how steep the line to the point before is on a plot of logarithms: 0 is flat, 1 linear. Where fixed costs
 prevail it is near 0, so that the last ones of a curve tell most. A step's time is from the end of one to the end of the
