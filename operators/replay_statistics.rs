@@ -94,8 +94,11 @@ mod tests {
 
     use super::*;
 
-    /// The metrics after each step, from the changes of each step: step a pair came in, times drawn, and 1 or -1.
-    fn metrics(steps: Vec<(u64, Vec<([u64; 2], i64)>)>) -> Vec<Record> {
+    /// Of pairs: the step each came in, times drawn, and 1 or -1.
+    type Changes = Vec<([u64; 2], i64)>;
+
+    /// The metrics after each step, from the changes of each.
+    fn metrics(steps: Vec<(u64, Changes)>) -> Vec<Record> {
         let found = Arc::new(Mutex::new(Vec::new()));
         let sink = found.clone();
         timely::execute_directly(move |worker| {

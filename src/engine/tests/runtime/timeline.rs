@@ -60,7 +60,7 @@ fn steps_add_up_to_the_busy_time_of_the_report() {
 fn a_failed_run_has_a_timeline_up_to_its_failure() {
     let (report, spans) = traced(0, "fail_at: 4\nfail_how: panic");
     assert!(report.is_err());
-    let last = spans.iter().filter(|span| span.node == LEARNER).next_back().expect("it has worked");
+    let last = spans.iter().rfind(|span| span.node == LEARNER).expect("it has worked");
     assert_eq!(last.work, Work::Step(4));
 }
 
