@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of dataflow and never reads a pipeline: the operators crate joins the two.
 
+mod blocks;
 pub mod device;
 pub mod ema;
 pub mod error;
@@ -15,6 +16,7 @@ pub mod native;
 pub mod objectives;
 pub mod optim;
 pub mod parameters;
+mod rounding;
 pub mod text;
 
 pub use error::{Error, Result};

@@ -34,6 +34,12 @@ unsafe extern "C" {
         eps: f64,
         gradient_divisor: *const C_tensor,
     ) -> *mut c_char;
+    fn sapo_foreach_lerp(
+        starts: *const *const C_tensor,
+        ends: *const *const C_tensor,
+        count: usize,
+        weight: f64,
+    ) -> *mut c_char;
 }
 
 /// The weight (out, in) of a linear layer on a CPU in oneDNN's own layout, chosen for inputs of `rows` rows.
@@ -97,7 +103,6 @@ pub struct FusedTensors {
 /// One AdamW update of all tensors in one pass over memory (ATen's `_fused_adamw_`), with gradients divided by
 /// `gradient_divisor`, a scalar f32 tensor on their device, where there is one.
 pub fn fused_adamw(tensors: &FusedTensors, settings: FusedAdamw, gradient_divisor: Option<&Tensor>) -> Result<()> {
-    let handles = |list: &[Tensor]| -> Vec<*const C_tensor> { list.iter().map(Tensor::as_ptr).collect() };
     let count = tensors.parameters.len();
     let lists = [&tensors.parameters, &tensors.gradients, &tensors.means, &tensors.mean_squares, &tensors.steps];
     if lists.iter().any(|list| list.len() != count) {
@@ -129,6 +134,21 @@ fn made(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor> 
     check(call(&mut output))?;
     // Safety: without a message there is a new handle.
     Ok(unsafe { Tensor::from_ptr(output) })
+}
+
+/// start += weight (end - start) for all tensors of two lists, those of one index alike in shape, kind and device: in a few
+/// kernels where ATen has such for the device.
+pub fn foreach_lerp(starts: &[Tensor], ends: &[Tensor], weight: f64) -> Result<()> {
+    if starts.len() != ends.len() {
+        return Err(Error::Argument("lerp: expected as many tensors in each list".into()));
+    }
+    let (starts, ends) = (handles(starts), handles(ends));
+    // Safety: as many valid handles in each list, for the length of the call.
+    unsafe { check(sapo_foreach_lerp(starts.as_ptr(), ends.as_ptr(), starts.len(), weight)) }
+}
+
+fn handles(list: &[Tensor]) -> Vec<*const C_tensor> {
+    list.iter().map(Tensor::as_ptr).collect()
 }
 
 /// Takes over a message from the other side; none means that all went well.

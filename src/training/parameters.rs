@@ -109,12 +109,12 @@ impl ParameterSet {
     /// The files are `model.safetensors`, or those that `model.safetensors.index.json` lists. Old checkpoints' stored
     /// rope frequencies, and a head next to tied embeddings, are skipped as transformers does.
     pub fn load(directory: &Path, expected: &[(String, Vec<i64>)], device: Device, kind: Kind) -> Result<Self> {
-        Self::load_files(directory, weight_files(directory)?, expected, device, kind)
+        Self::load_files(directory, weight_files(directory)?, expected, device, Some(kind))
     }
 
-    /// Reads one file of weights like that: exactly the `expected` names and shapes, in that order.
-    pub fn load_file(path: &Path, expected: &[(String, Vec<i64>)], device: Device, kind: Kind) -> Result<Self> {
-        Self::load_files(path, vec![path.to_path_buf()], expected, device, kind)
+    /// Reads one file of weights like that, exactly the `expected` names and shapes, in that order, of the kinds stored.
+    pub fn load_file(path: &Path, expected: &[(String, Vec<i64>)], device: Device) -> Result<Self> {
+        Self::load_files(path, vec![path.to_path_buf()], expected, device, None)
     }
 
     fn load_files(
@@ -122,7 +122,7 @@ impl ParameterSet {
         files: Vec<PathBuf>,
         expected: &[(String, Vec<i64>)],
         device: Device,
-        kind: Kind,
+        kind: Option<Kind>,
     ) -> Result<Self> {
         let mut sources = BTreeMap::new();
         for path in files {
@@ -146,6 +146,7 @@ impl ParameterSet {
                 }
             };
             let tensor = read_tensor(file, path, *data_start, name, info)?;
+            let kind = kind.unwrap_or(tensor.kind());
             tensors.insert(name.clone(), tensor.f_to_device(device)?.f_to_kind(kind)?);
         }
         Ok(ParameterSet { tensors })
@@ -260,10 +261,11 @@ mod tests {
         let path = directory.path().join("weights.safetensors");
         set().write(&path, None).unwrap();
         let mut expected: Vec<_> = set().iter().map(|(name, tensor)| (name.to_owned(), tensor.size())).collect();
-        let read = ParameterSet::load_file(&path, &expected, Device::Cpu, Kind::Float).unwrap();
+        let read = ParameterSet::load_file(&path, &expected, Device::Cpu).unwrap();
         assert_eq!(read.names().collect::<Vec<_>>(), ["weights", "steps", "transposed", "nothing"]);
+        assert_eq!(read.get("transposed").unwrap().kind(), Kind::Double);
         expected[1].0 = "bias".into();
-        let error = ParameterSet::load_file(&path, &expected, Device::Cpu, Kind::Float).unwrap_err().to_string();
+        let error = ParameterSet::load_file(&path, &expected, Device::Cpu).unwrap_err().to_string();
         assert!(error.contains("bias") && error.contains("steps"), "{error}");
     }
 

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
+#include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <optional>
 #include <vector>
@@ -57,5 +58,10 @@ char* sapo_fused_adamw(
             {}, list(steps, count), learning_rate, beta1, beta2, weight_decay, eps,
             /*amsgrad=*/false, /*maximize=*/false, divisor, /*found_inf=*/std::nullopt);
     });
+}
+
+// start += weight * (end - start) for all tensors, in place.
+char* sapo_foreach_lerp(at::Tensor** starts, at::Tensor** ends, size_t count, double weight) {
+    return guarded([&] { at::_foreach_lerp_(list(starts, count), list(ends, count), weight); });
 }
 }
