@@ -54,8 +54,10 @@ fn check(directory: &Path, objective: &str, examples: &[Example], expected: &Val
         max_grad_norm: None,
         layout: LayoutKind::SharedPrefix,
         gradient_checkpointing: false,
+        release_gradients: false,
         freeze: Vec::new(),
         compute: Compute::new(Kind::Float),
+        seed: 0,
     };
     let Model { decoder, parameters, .. } = load(directory);
     let learner = Learner::new(decoder, parameters, settings).unwrap();

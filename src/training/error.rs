@@ -46,7 +46,8 @@ pub enum Error {
     /// libtorch refused an operation.
     #[error(transparent)]
     Torch(#[from] tch::TchError),
-    /// A training step gave a number that is not finite. No weight was changed.
+    /// A training step gave a number that is not finite. No weight was changed, unless gradients were released: then the
+    /// loss is known before any is, and the gradients' norm only after.
     #[error("step {step}: the {what} is not finite, with examples {}", examples.join(", "))]
     NonFinite {
         /// The step, counted from 0.

@@ -7,17 +7,22 @@
 //! | `numbers` | what an objective asks for, from the log-probabilities of a pass |
 //! | `pass` | forward and backward on a part of the batch |
 //! | `together` | the same for objectives that see the whole step at once |
+//! | `release` | a step whose gradients are freed layer by layer |
+//! | `report` | what passes report, read and checked |
 //! | `frozen` | parameters that are not trained |
 //! | `scoring` | log-probabilities under a model that is not trained |
 //!
 //! A step reads its numbers from the device once, after the backward pass: should the loss or the gradients not be
-//! finite, the step is an error and no weight has changed.
+//! finite, the step is an error and no weight has changed. Where gradients are released, the loss is read before the
+//! backward pass, and the gradients' norm after the update.
 
 mod example;
 mod frozen;
 mod layout;
 mod numbers;
 mod pass;
+mod release;
+mod report;
 mod scoring;
 mod together;
 
@@ -26,7 +31,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 pub use example::Example;
 pub use layout::LayoutKind;
@@ -39,6 +44,7 @@ use crate::optim::{Optimizer, Rule, Schedule, clip_scale, global_norm};
 use crate::parameters::{ParameterSet, WEIGHTS_FILE};
 use crate::{Error, Result};
 use pass::{Outcome, Pass, Totals};
+use report::{check_finite, read_metrics};
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "learner.json";
@@ -65,10 +71,15 @@ pub struct LearnerSettings {
     pub layout: LayoutKind,
     /// Compute activations again in the backward pass, one layer at a time, instead of keeping them.
     pub gradient_checkpointing: bool,
+    /// Let each layer's gradients go into the optimizer and free them before the next layer's are computed. It takes
+    /// gradient checkpointing, no clipping, and steps of one pass. Changes memory, not the update.
+    pub release_gradients: bool,
     /// Name patterns of parameters that stay as they are; `*` stands for any text.
     pub freeze: Vec<String>,
     /// Kind of the matrix products.
     pub compute: Compute,
+    /// Of the rounding of weights that are bfloat16.
+    pub seed: u64,
 }
 
 /// A policy in training.
@@ -76,7 +87,7 @@ pub struct Learner {
     /// The policy's architecture.
     pub decoder: Arc<Decoder>,
     settings: LearnerSettings,
-    /// Master weights, f32, without gradients: leaves of a step's graph share their memory.
+    /// Master weights, f32 or bfloat16, without gradients: leaves of a step's graph share their memory.
     parameters: ParameterSet,
     frozen: Vec<bool>,
     optimizer: Optimizer,
@@ -100,12 +111,13 @@ impl Learner {
     pub fn new(decoder: Arc<Decoder>, parameters: ParameterSet, settings: LearnerSettings) -> Result<Self> {
         check_positive("learning_rate", Some(settings.learning_rate))?;
         check_positive("max_grad_norm", settings.max_grad_norm)?;
-        if let Some((name, tensor)) = parameters.iter().find(|(_, tensor)| tensor.kind() != Kind::Float) {
-            let message = format!("weights to train: expected f32, found `{name}` of kind {:?}", tensor.kind());
-            return Err(Error::Argument(message));
+        check_kinds(&parameters)?;
+        if settings.release_gradients && (settings.max_grad_norm.is_some() || !settings.gradient_checkpointing) {
+            let message = "release_gradients: expected gradient checkpointing, and no clipping";
+            return Err(Error::Argument(message.into()));
         }
         let frozen = frozen::frozen(&parameters, &settings.freeze)?;
-        let optimizer = Optimizer::new(settings.optimizer, &trained(&parameters, &frozen))?;
+        let optimizer = Optimizer::new(settings.optimizer, &trained(&parameters, &frozen), settings.seed)?;
         let objective_state = settings.objective.needs().state.clone();
         Ok(Learner { decoder, settings, parameters, frozen, optimizer, tokens_seen: 0, objective_state })
     }
@@ -132,24 +144,32 @@ impl Learner {
         self.check(examples)?;
         let step = self.steps();
         let totals = Totals::of(examples, self.settings.objective.needs());
-        let (gradients, outcomes) = self.gradients(examples, &totals, micro_batch_size)?;
-        let norm = global_norm(&gradients)?;
-        let mut metrics = read_metrics(&outcomes, &norm)?;
-        if let Some(what) = not_finite(&metrics) {
-            return Err(Error::NonFinite { step, what, examples: blamed(examples, &outcomes)? });
-        }
-        let state = read_state(&outcomes)?;
-        if let Some((name, value)) = state.iter().find(|(_, value)| !value.is_finite()) {
-            return Err(Error::Argument(format!("step {step}: the objective's state `{name}` became {value}")));
-        }
         let learning_rate = self.settings.learning_rate * self.settings.schedule.multiplier(step);
-        let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
-        self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
+        let (mut metrics, state) = match self.settings.release_gradients {
+            true => self.update_by_layers(examples, &totals, micro_batch_size, learning_rate)?,
+            false => self.update_at_once(examples, &totals, micro_batch_size, learning_rate)?,
+        };
         self.tokens_seen += totals.input_tokens;
         self.objective_state.extend(state);
         metrics.insert("learning_rate".into(), learning_rate);
         metrics.insert("num_tokens".into(), self.tokens_seen as f64);
         Ok(metrics)
+    }
+
+    /// Update the weights with all gradients; the step's metrics, and what the objective carries into the next one.
+    fn update_at_once(
+        &mut self,
+        examples: &[Example],
+        totals: &Totals,
+        micro_batch_size: usize,
+        learning_rate: f64,
+    ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
+        let (gradients, outcomes) = self.gradients(examples, totals, micro_batch_size)?;
+        let metrics = read_metrics(&outcomes, Some(&global_norm(&gradients)?))?;
+        let state = check_finite(self.steps(), examples, &outcomes, &metrics)?;
+        let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
+        self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
+        Ok((metrics, state))
     }
 
     /// The gradients of the batch's loss, for every parameter that is trained, by name, and its metrics.
@@ -163,7 +183,7 @@ impl Learner {
         self.check(examples)?;
         let totals = Totals::of(examples, self.settings.objective.needs());
         let (gradients, outcomes) = self.gradients(examples, &totals, micro_batch_size)?;
-        let metrics = read_metrics(&outcomes, &global_norm(&gradients)?)?;
+        let metrics = read_metrics(&outcomes, Some(&global_norm(&gradients)?))?;
         let names = trained(&self.parameters, &self.frozen).into_iter().map(|(name, _)| name);
         Ok((metrics, names.zip(gradients).collect()))
     }
@@ -188,22 +208,8 @@ impl Learner {
     ) -> Result<(Vec<Tensor>, Vec<Outcome>)> {
         let leaves = self.leaves()?;
         let head = Head::new(&self.decoder, &leaves, &self.settings.compute)?;
-        let head_weight = leaves.get(self.decoder.head_name())?;
-        let mut head_gradient = match head_weight.requires_grad() {
-            true => Some(Tensor::f_zeros(head_weight.size(), (Kind::Float, head_weight.device()))?),
-            false => None,
-        };
-        let pass = Pass {
-            decoder: &self.decoder,
-            objective: self.settings.objective.as_ref(),
-            state: &self.objective_state,
-            compute: self.settings.compute,
-            layout: self.settings.layout,
-            checkpointing: self.settings.gradient_checkpointing,
-            leaves: &leaves,
-            head: &head,
-            totals,
-        };
+        let mut head_gradient = head_gradient(&self.decoder, &leaves)?;
+        let pass = pass(&self.decoder, &self.settings, &self.objective_state, &leaves, &head, totals);
         let parts: Vec<&[Example]> = examples.chunks(micro_batch_size.max(1)).collect();
         let outcomes = match self.settings.objective.needs().whole_step && parts.len() > 1 {
             true => pass.run_together(&parts, head_gradient.as_mut())?,
@@ -215,10 +221,10 @@ impl Learner {
         for (name, leaf) in leaves.iter().filter(|(_, leaf)| leaf.requires_grad()) {
             let mut gradient = leaf.f_grad()?;
             if name == self.decoder.head_name()
-                && let Some(of_head) = head_gradient.take()
+                && let Some(mut of_head) = head_gradient.take()
             {
                 // Tied to the embedding, the weight has a gradient from there too.
-                gradient = if gradient.defined() { gradient.f_add_(&of_head)? } else { of_head };
+                gradient = if gradient.defined() { of_head.f_add_(&gradient)? } else { of_head };
             }
             gradients.push(if gradient.defined() { gradient } else { leaf.f_detach()?.f_zeros_like()? });
         }
@@ -252,7 +258,14 @@ impl Learner {
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let state: State = serde_json::from_str(&text).map_err(|error| Error::invalid(&path, error.to_string()))?;
         let expected = self.decoder.expected_parameters();
-        self.parameters = ParameterSet::load(directory, &expected, self.decoder.device, Kind::Float)?;
+        let weights = directory.join(WEIGHTS_FILE);
+        let parameters = ParameterSet::load_file(&weights, &expected, self.decoder.device)?;
+        let kind = |set: &ParameterSet| set.iter().next().map(|(_, tensor)| tensor.kind());
+        if kind(&parameters) != kind(&self.parameters) {
+            let (expected, found) = (kind(&self.parameters), kind(&parameters));
+            return Err(Error::invalid(&weights, format!("expected weights of kind {expected:?}, found {found:?}")));
+        }
+        self.parameters = parameters;
         self.optimizer.load(&directory.join(OPTIMIZER_FILE))?;
         if state.steps != self.steps() {
             let message = format!("expected {} steps, as the optimizer has, found {}", self.steps(), state.steps);
@@ -275,45 +288,48 @@ fn trained(parameters: &ParameterSet, frozen: &[bool]) -> Vec<(String, Tensor)> 
     kept.map(|((name, tensor), _)| (name.to_owned(), tensor.shallow_clone())).collect()
 }
 
-/// The batch's metrics: the sum of the parts' shares, and the gradients' norm. The step's one wait for the device.
-fn read_metrics(outcomes: &[Outcome], norm: &Tensor) -> Result<StepMetrics> {
-    let mut values = Vec::new();
-    for outcome in outcomes {
-        values.extend(outcome.metrics.iter().map(|(_, value)| value.shallow_clone()));
+/// What all passes of a step share.
+fn pass<'a>(
+    decoder: &'a Decoder,
+    settings: &'a LearnerSettings,
+    state: &'a BTreeMap<String, f64>,
+    leaves: &'a ParameterSet,
+    head: &'a Head,
+    totals: &'a Totals,
+) -> Pass<'a> {
+    Pass {
+        decoder,
+        objective: settings.objective.as_ref(),
+        state,
+        compute: settings.compute,
+        layout: settings.layout,
+        checkpointing: settings.gradient_checkpointing,
+        leaves,
+        head,
+        totals,
     }
-    values.push(norm.shallow_clone());
-    let values = Vec::<f32>::try_from(Tensor::f_stack(&values, 0)?.f_to_device(Device::Cpu)?)?;
-    let mut metrics = StepMetrics::new();
-    let names = outcomes.iter().flat_map(|outcome| outcome.metrics.iter().map(|(name, _)| name.as_str()));
-    for (name, value) in names.chain(["grad_norm"]).zip(values) {
-        *metrics.entry(name.to_owned()).or_insert(0.0) += f64::from(value);
+}
+
+/// Zeros for the gradient that the head's weight gets as the head, (vocab_size, hidden_size) f32, if one is wanted.
+fn head_gradient(decoder: &Decoder, leaves: &ParameterSet) -> Result<Option<Tensor>> {
+    let weight = leaves.get(decoder.head_name())?;
+    match weight.requires_grad() {
+        true => Ok(Some(Tensor::f_zeros(weight.size(), (Kind::Float, weight.device()))?)),
+        false => Ok(None),
     }
-    Ok(metrics)
 }
 
-/// What the objective carries into the next step.
-fn read_state(outcomes: &[Outcome]) -> Result<Vec<(String, f64)>> {
-    let states = outcomes.iter().flat_map(|outcome| &outcome.state);
-    states.map(|(name, value)| Ok((name.clone(), value.f_double_value(&[])?))).collect()
-}
-
-fn not_finite(metrics: &StepMetrics) -> Option<&'static str> {
-    [("loss", "loss"), ("grad_norm", "norm of the gradients")]
-        .into_iter()
-        .find(|(name, _)| !metrics[*name].is_finite())
-        .map(|(_, what)| what)
-}
-
-/// Labels of the examples whose own loss is not finite; of all where there is none.
-fn blamed(examples: &[Example], outcomes: &[Outcome]) -> Result<Vec<String>> {
-    let blame: Vec<&Tensor> = outcomes.iter().map(|outcome| &outcome.blame).collect();
-    let blame = Vec::<f32>::try_from(Tensor::f_cat(&blame, 0)?.f_to_device(Device::Cpu)?)?;
-    let labels = |guilty: &dyn Fn(f32) -> bool| -> Vec<String> {
-        let chosen = examples.iter().zip(&blame).filter(|(_, blame)| guilty(**blame));
-        chosen.map(|(example, _)| example.label.clone()).collect()
-    };
-    let guilty = labels(&|blame| !blame.is_finite());
-    Ok(if guilty.is_empty() { labels(&|_| true) } else { guilty })
+/// All weights are f32, or all bfloat16.
+fn check_kinds(parameters: &ParameterSet) -> Result<()> {
+    let kinds = || parameters.iter().map(|(_, tensor)| tensor.kind());
+    let expected = if kinds().next() == Some(Kind::BFloat16) { Kind::BFloat16 } else { Kind::Float };
+    match parameters.iter().find(|(_, tensor)| tensor.kind() != expected) {
+        Some((name, tensor)) => Err(Error::Argument(format!(
+            "weights to train: expected f32, or bfloat16 for all, found `{name}` of kind {:?}",
+            tensor.kind()
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn check_positive(name: &str, value: Option<f64>) -> Result<()> {

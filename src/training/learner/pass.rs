@@ -107,7 +107,7 @@ impl Pass<'_> {
     }
 
     /// The loss's gradient with respect to the hidden states, in their shape.
-    fn loss(
+    pub fn loss(
         &self,
         hidden: &Tensor,
         layout: &Layout,

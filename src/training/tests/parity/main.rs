@@ -12,6 +12,7 @@ mod models;
 mod more_models;
 mod objectives;
 mod optimizers;
+mod released;
 mod schedules;
 mod smollm2;
 mod steps;

@@ -32,8 +32,10 @@ pub fn settings(objective: Arc<dyn Objective>) -> LearnerSettings {
         max_grad_norm: None,
         layout: LayoutKind::SharedPrefix,
         gradient_checkpointing: false,
+        release_gradients: false,
         freeze: Vec::new(),
         compute: Compute::new(Kind::Float),
+        seed: 0,
     }
 }
 
