@@ -4,27 +4,18 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::record::PortType;
 use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::model;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use tch::Kind;
+use serde::Deserialize;
 
 use crate::Error;
+use crate::compute::kind;
 use crate::weights::{SharedWeights, shared};
-
-/// The type weights are saved in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum SavedDtype {
-    /// As trained.
-    Float32,
-    /// Half the size, 8 bits of precision.
-    Bfloat16,
-}
 
 /// What `checkpoint` takes under `with`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -37,15 +28,15 @@ pub struct CheckpointConfig {
     pub keep: usize,
     /// Type of the saved weights: float32 or bfloat16.
     #[serde(default = "default_dtype")]
-    pub dtype: SavedDtype,
+    pub dtype: Dtype,
 }
 
 fn default_keep() -> usize {
     2
 }
 
-fn default_dtype() -> SavedDtype {
-    SavedDtype::Float32
+fn default_dtype() -> Dtype {
+    Dtype::Float32
 }
 
 /// See the [module](self).
@@ -67,11 +58,7 @@ impl Checkpoint {
                 fs::remove_dir_all(leftover).map_err(Error::io(leftover))?;
             }
         }
-        let kind = match self.config.dtype {
-            SavedDtype::Float32 => Kind::Float,
-            SavedDtype::Bfloat16 => Kind::BFloat16,
-        };
-        model::save(&temporary, &weights.decoder.config, &weights.parameters, &weights.files, kind)?;
+        model::save(&temporary, &weights.decoder.config, &weights.parameters, &weights.files, kind(self.config.dtype))?;
         fs::rename(&temporary, &target).map_err(Error::io(&target))?;
         self.events.send(Event::ModelSaved { node: self.node.clone(), path: target });
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sapo_flow_engine::graph::{self, Dtype};
+use sapo_flow_engine::graph::{self, Dtype, DtypeChoice};
 use sapo_flow_engine::plan::{Emits, Memory, PlanContext};
 use sapo_flow_engine::{OperatorError, RunSettings};
 use sapo_flow_training::device;
@@ -10,26 +10,31 @@ use sapo_flow_training::memory::Footprint;
 use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use tch::{Device, Kind};
 
+/// libtorch's name for a type.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::Float32 => Kind::Float,
+        Dtype::Bfloat16 => Kind::BFloat16,
+    }
+}
+
 /// How to compute: in the run's dtype, with its kernels.
 pub fn compute(run: &RunSettings) -> Compute {
-    let kind = match settled_dtype(run) {
-        Dtype::Bfloat16 => Kind::BFloat16,
-        Dtype::Float32 | Dtype::Auto => Kind::Float,
-    };
     let kernels = match run.kernels {
         graph::Kernels::Fused => Kernels::Fused,
         graph::Kernels::Plain => Kernels::Plain,
     };
-    Compute { kind, kernels }
+    Compute { kind: kind(settled_dtype(run)), kernels }
 }
 
-/// The run's dtype, decided where it is `auto`. That stays undecided where the run's device is none that is there, which is an
-/// error of its own.
+/// The run's dtype, decided where it is `auto`: by the run's device. (Where there is no such device, that is an error of its
+/// own.)
 pub fn settled_dtype(run: &RunSettings) -> Dtype {
-    match (run.dtype, device::parse(&run.device)) {
-        (Dtype::Auto, Ok(device)) if device::is_fast_in_bfloat16(device) => Dtype::Bfloat16,
-        (Dtype::Auto, Ok(_)) => Dtype::Float32,
-        (dtype, _) => dtype,
+    let is_fast = || device::parse(&run.device).is_ok_and(device::is_fast_in_bfloat16);
+    match run.dtype {
+        DtypeChoice::Bfloat16 => Dtype::Bfloat16,
+        DtypeChoice::Auto if is_fast() => Dtype::Bfloat16,
+        DtypeChoice::Float32 | DtypeChoice::Auto => Dtype::Float32,
     }
 }
 
@@ -39,16 +44,23 @@ pub struct PlannedModel {
     decoder: Decoder,
     device: Device,
     compute: Compute,
+    weights: Dtype,
 }
 
 impl PlannedModel {
-    /// The model in a directory, on the device that a node names or the run's.
+    /// The model in a directory, on the device that a node names or the run's, with weights in float32.
     ///
     /// # Errors
     /// When the configuration cannot be read, or there is no such device.
     pub fn load(directory: &Path, device: Option<&str>, run: &RunSettings) -> Result<Self, OperatorError> {
         let decoder = Decoder::new(ModelConfig::load(directory)?, Device::Cpu)?;
-        Ok(PlannedModel { decoder, device: device::parse(device.unwrap_or(&run.device))?, compute: compute(run) })
+        let device = device::parse(device.unwrap_or(&run.device))?;
+        Ok(PlannedModel { decoder, device, compute: compute(run), weights: Dtype::Float32 })
+    }
+
+    /// The same with weights of another type.
+    pub fn with_weights(self, weights: Dtype) -> Self {
+        PlannedModel { weights, ..self }
     }
 
     /// The model whose weights arrive at an input, where they are; none if it is unknown.
@@ -59,18 +71,19 @@ impl PlannedModel {
         let arrives = context.input(port);
         let Some(directory) = &arrives.model else { return Ok(None) };
         let model = PlannedModel::load(directory, arrives.device.as_deref(), context.run)?;
-        Ok(Some((model, arrives)))
+        Ok(Some((model.with_weights(arrives.dtype.unwrap_or(Dtype::Float32)), arrives)))
     }
 
     /// What it takes in bytes.
     pub fn footprint(&self) -> Footprint<'_> {
-        let Compute { kind, kernels } = self.compute;
-        Footprint { decoder: &self.decoder, device: self.device, kind, kernels }
+        let Compute { kind: of_products, kernels } = self.compute;
+        let (device, weights) = (self.device, kind(self.weights));
+        Footprint { decoder: &self.decoder, device, kind: of_products, kernels, weights }
     }
 
-    /// Bytes of its float32 weights.
+    /// Bytes of its weights.
     pub fn weights(&self) -> u64 {
-        4 * self.footprint().parameters()
+        self.footprint().weights()
     }
 
     /// So many bytes kept on its device, and what `working` says of sequences of so many tokens, prompt and response:

@@ -1,5 +1,6 @@
 //! What `preference_learner` takes under `with`, and what the training core makes of it.
 
+use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_training::learner::LayoutKind;
 use sapo_flow_training::optim::{Rule, ScheduleKind, Warmup};
@@ -14,6 +15,9 @@ use crate::objectives::ObjectiveConfig;
 pub enum OptimizerName {
     /// Adam with decoupled weight decay.
     Adamw,
+    /// The same with its state in 8 bits, torchao's.
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
     /// RMSprop, PyTorch's.
     Rmsprop,
     /// Gradient descent.
@@ -54,12 +58,13 @@ pub struct PreferenceLearnerConfig {
     /// (`{use: log_ratios, formula: "..."}`) or a `{file: PATH}` with one, or a list of these, each with a `weight`, for
     /// their sum.
     pub objective: ObjectiveConfig,
-    /// Update rule: adamw, rmsprop or sgd. Weight decay applies to matrices only, as in Hugging Face's Trainer.
+    /// Update rule: adamw, adamw_8bit, rmsprop or sgd. adamw_8bit keeps its state in 8 bits (torchao's AdamW8bit): 2 bytes
+    /// a parameter instead of 8. Weight decay applies to matrices only, as in Hugging Face's Trainer.
     #[serde(default = "default_optimizer")]
     pub optimizer: OptimizerName,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// AdamW only: decay of the running means of gradients and of their squares (default [0.9, 0.999]).
+    /// AdamW, in 8 bits or not: decay of the running means of gradients and of their squares (default [0.9, 0.999]).
     pub betas: Option<[f64; 2]>,
     /// RMSprop only: decay of the running mean of squared gradients (default 0.99).
     pub alpha: Option<f64>,
@@ -84,6 +89,15 @@ pub struct PreferenceLearnerConfig {
     /// Recompute each layer's activations in the backward pass: less memory, about a third more time.
     #[serde(default)]
     pub gradient_checkpointing: bool,
+    /// Let each layer's gradients go into the optimizer, and free them, before the next layer's are computed: less memory by
+    /// almost all gradients. It takes `gradient_checkpointing`, no `max_grad_norm`, and one batch a step. A gradient that is
+    /// not finite is then found only when the weights have changed.
+    #[serde(default)]
+    pub release_gradients: bool,
+    /// Type of the weights that are trained: float32, or bfloat16 for half the memory of weights and gradients. Updates are
+    /// computed in float32 and rounded stochastically, so that small ones are not lost; some precision is.
+    #[serde(default = "default_weights")]
+    pub weights: Dtype,
     /// Parameters that stay as they are, by name; `*` stands for anything: `model.embed_tokens.*`.
     #[serde(default)]
     pub freeze: Vec<String>,
@@ -93,6 +107,10 @@ pub struct PreferenceLearnerConfig {
 
 fn default_optimizer() -> OptimizerName {
     OptimizerName::Adamw
+}
+
+fn default_weights() -> Dtype {
+    Dtype::Float32
 }
 
 fn default_layout() -> LayoutName {
@@ -112,6 +130,10 @@ impl PreferenceLearnerConfig {
             OptimizerName::Adamw => {
                 let [beta1, beta2] = self.betas.unwrap_or([0.9, 0.999]);
                 Rule::Adamw { beta1, beta2, eps, weight_decay }
+            }
+            OptimizerName::Adamw8bit => {
+                let [beta1, beta2] = self.betas.unwrap_or([0.9, 0.999]);
+                Rule::Adamw8bit { beta1, beta2, eps, weight_decay }
             }
             OptimizerName::Rmsprop => Rule::Rmsprop { alpha: self.alpha.unwrap_or(0.99), eps, weight_decay },
             OptimizerName::Sgd => Rule::Sgd { weight_decay },
@@ -149,7 +171,8 @@ impl PreferenceLearnerConfig {
                 issues.push(ConfigIssue::new(key, format!("has no effect: {why}")));
             }
         };
-        no_effect(self.betas.is_some() && self.optimizer != OptimizerName::Adamw, "betas", "they are adamw's");
+        let is_adamw = matches!(self.optimizer, OptimizerName::Adamw | OptimizerName::Adamw8bit);
+        no_effect(self.betas.is_some() && !is_adamw, "betas", "they are adamw's");
         no_effect(self.alpha.is_some() && self.optimizer != OptimizerName::Rmsprop, "alpha", "it is rmsprop's");
         no_effect(self.eps.is_some() && self.optimizer == OptimizerName::Sgd, "eps", "sgd has none");
         let both = self.warmup_steps.is_some() && self.warmup_ratio.is_some();
@@ -170,6 +193,13 @@ impl PreferenceLearnerConfig {
         }
         if let Some(norm) = self.max_grad_norm.filter(|norm| norm.is_nan() || *norm <= 0.0) {
             wrong("max_grad_norm", format!("expected a number above 0, found {norm}"));
+        }
+        if self.release_gradients && self.max_grad_norm.is_some() {
+            let message = "cannot be released before their norm is known, and `max_grad_norm` scales them by it";
+            wrong("release_gradients", message.into());
+        }
+        if self.release_gradients && !self.gradient_checkpointing {
+            wrong("release_gradients", "needs `gradient_checkpointing: true`, which goes layer by layer".into());
         }
         issues.extend(self.objective.compile().err().into_iter().flatten());
         issues
@@ -224,6 +254,9 @@ mod tests {
             ("weight_decay: -1", "weight_decay"),
             ("betas: [0.9, 1.0]", "betas"),
             ("max_grad_norm: 0", "max_grad_norm"),
+            ("optimizer: adamw_8bit, betas: [1.0, 0.9]", "betas"),
+            ("release_gradients: true", "release_gradients"),
+            ("release_gradients: true, gradient_checkpointing: true, max_grad_norm: 1.0", "release_gradients"),
         ] {
             let issues = config(more).issues();
             assert_eq!(issues.iter().map(|issue| issue.key.as_str()).collect::<Vec<_>>(), [key], "{more}: {issues:?}");

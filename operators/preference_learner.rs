@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::{ConfigIssue, Connections, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
@@ -17,10 +18,11 @@ use sapo_flow_training::objectives::Objective;
 use sapo_flow_training::optim::Schedule;
 use sapo_flow_training::{Error, device};
 use serde::Serialize;
-use tch::{Device, Kind};
+use tch::Device;
 
 use crate::batcher::Batcher;
-use crate::compute::{PlannedModel, compute};
+use crate::compute::{PlannedModel, compute, kind};
+use crate::draws::Draws;
 use crate::examples::example;
 use crate::learner_config::PreferenceLearnerConfig;
 use crate::objectives::{self, Sum};
@@ -35,6 +37,7 @@ pub struct PreferenceLearner {
     device: Device,
     threads: usize,
     run_directory: PathBuf,
+    weights: Dtype,
     learner: Option<Learner>,
     files: Arc<SourceFiles>,
     versions: Versions,
@@ -121,7 +124,7 @@ fn objective(config: &PreferenceLearnerConfig) -> Result<Sum, OperatorError> {
 impl Operator for PreferenceLearner {
     fn start(&mut self, _: Inputs) -> Result<Outputs, OperatorError> {
         device::set_threads(self.threads);
-        let model = Model::load(&self.model, self.device, Kind::Float)?;
+        let model = Model::load(&self.model, self.device, kind(self.weights))?;
         self.files = Arc::new(model.files);
         let mut learner = Learner::new(model.decoder, model.parameters, self.settings.clone())?;
         match self.restore_from.take() {
@@ -184,8 +187,12 @@ impl Define for PreferenceLearner {
         "Updates a policy from batches of pairs: ORPO, DPO, KTO, SFT and others, or a formula.";
     const DOCS: &'static str = "\
 One optimizer update a step, from all batches of that step together: the gradient is that of the whole, however it is
-divided, so the batcher's `batch_size` bounds memory and changes no result. Weights and optimizer state are float32;
-matrix products are in the run's dtype. At a step without pairs the weights stay as they are.
+divided, so the batcher's `batch_size` bounds memory and changes no result. Weights and optimizer state are float32, unless
+`weights` and `optimizer` say otherwise; matrix products are in the run's dtype. At a step without pairs the weights stay as
+they are.
+
+What a large model takes besides activations, for every parameter: weights 4 bytes (`weights: bfloat16`: 2), AdamW's state 8
+(`optimizer: adamw_8bit`: 2), gradients 4 (as the weights; with `release_gradients` one layer's). `run --dry-run` adds it up.
 
 `objective` is a name, `{name: dpo, beta: 0.2}`, a definition or a `{file: PATH}` with one, or a list of these, each with
 a `weight`, for their weighted sum. A definition has a `formula`, the loss of every pair, whose mean over the step's pairs
@@ -205,7 +212,8 @@ were generated. Both rewards often fall together while their margin rises: only 
 State: weights, optimizer state, the number of updates and the objective's state; all are in checkpoints.
 Errors: an objective that names `ref_*` without a `reference` before it, or the reverse; a formula that gives no loss for
 each pair, or one without a gradient; params that have no effect; a pair without what the objective needs; a loss or gradient that is not
-finite, which stops the run before the weights change, with the pairs written to RUN/NODE-failed-at-step-N.json.";
+finite, which stops the run before the weights change (with `release_gradients` a gradient after), with the pairs written to
+RUN/NODE-failed-at-step-N.json; with `release_gradients` a step of more than one batch.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/chat_pairs.jsonl, tokenizer: models/smollm2-135m-instruct, batch_size: 8, max_prompt_tokens: 1792}}
 batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048}}
@@ -260,9 +268,10 @@ learner:
 
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
         let model = PlannedModel::load(Path::new(&config.model), config.device.as_deref(), context.run)?;
+        let model = model.with_weights(config.weights);
         let (footprint, parameters) = (model.footprint(), model.footprint().parameters());
         // The versions that may still be read, the newest of which is the learner's own, and the optimizer's state.
-        let kept = model.weights() * context.retained_versions + config.rule().state_bytes_per_parameter() * parameters;
+        let kept = model.weights() * context.retained_versions + footprint.optimizer_state(config.rule());
         let arrives = context.input("batches");
         let mut notes = Vec::new();
         let pairs = arrives.batch_size.unwrap_or(0);
@@ -282,14 +291,23 @@ learner:
                 shape: shape(prompt, response),
                 passes,
                 gradient_checkpointing: config.gradient_checkpointing,
+                release_gradients: config.release_gradients,
+                optimizer: config.rule(),
             })
         };
+        if config.release_gradients && passes > 1 {
+            let rows = arrives.rows.unwrap_or(0);
+            notes.push(format!(
+                "`release_gradients` fails at steps of more than one batch: {rows} pairs, {pairs} a batch"
+            ));
+        }
         if !config.freeze.is_empty() {
             notes.push("counted as if nothing were frozen".into());
         }
         let emits = Emits {
             model: Some(config.model.clone().into()),
             device: Some(device::name(footprint.device)),
+            dtype: Some(config.weights),
             ..Emits::default()
         };
         Ok(NodePlan {
@@ -316,8 +334,10 @@ learner:
             max_grad_norm: config.max_grad_norm,
             layout: config.layout(),
             gradient_checkpointing: config.gradient_checkpointing,
+            release_gradients: config.release_gradients,
             freeze: config.freeze.clone(),
             compute: compute(context.run),
+            seed: Draws::new(context.run.seed, context.node).seed(0, 0),
         };
         Ok(PreferenceLearner {
             model: config.model.into(),
@@ -326,6 +346,7 @@ learner:
             device: device::parse(config.device.as_deref().unwrap_or(&context.run.device))?,
             threads: context.threads,
             run_directory: context.run_directory.into(),
+            weights: config.weights,
             learner: None,
             files: Arc::default(),
             versions: Versions::new(context.node, context.retained_versions),

@@ -163,7 +163,7 @@ impl Operator for Reference {
             if let Some(version) = state.version {
                 let expected = weights.decoder.expected_parameters();
                 let path = directory.join(WEIGHTS);
-                weights.parameters = ParameterSet::load_file(&path, &expected, self.device, Kind::Float)?;
+                weights.parameters = ParameterSet::load_file(&path, &expected, self.device)?;
                 weights.version = version;
                 self.refreshed = true;
             }

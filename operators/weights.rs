@@ -8,7 +8,6 @@ use sapo_flow_engine::record::{Record, Weights};
 use sapo_flow_engine::{OperatorError, Outputs};
 use sapo_flow_training::model::{Decoder, SourceFiles};
 use sapo_flow_training::parameters::ParameterSet;
-use tch::Kind;
 
 use crate::Error;
 
@@ -16,7 +15,7 @@ use crate::Error;
 pub struct SharedWeights {
     /// The architecture.
     pub decoder: Arc<Decoder>,
-    /// The weights, float32, without gradients.
+    /// The weights, float32 or bfloat16, without gradients.
     pub parameters: ParameterSet,
     /// Tokenizer and chat template, to be saved with the weights.
     pub files: Arc<SourceFiles>,
@@ -110,7 +109,7 @@ impl Versions {
         versions.sort_unstable();
         for version in versions {
             let path = file(directory, version);
-            let parameters = ParameterSet::load_file(&path, &expected, like.decoder.device, Kind::Float)?;
+            let parameters = ParameterSet::load_file(&path, &expected, like.decoder.device)?;
             self.push(SharedWeights { decoder: like.decoder.clone(), parameters, files: like.files.clone(), version });
         }
         Ok(())

@@ -80,7 +80,7 @@ pub fn run(args: RunArgs) -> Outcome {
 /// pipeline runs again as it is.
 fn with_options(mut graph: Graph, args: &RunArgs) -> Graph {
     graph.run.seed = args.seed.unwrap_or(graph.run.seed);
-    graph.run.dtype = settled_dtype(&graph.run);
+    graph.run.dtype = settled_dtype(&graph.run).into();
     if let Some(run) = graph.resolved.get_mut("run").and_then(|run| run.as_mapping_mut()) {
         run.insert("seed".into(), graph.run.seed.into());
         run.insert("dtype".into(), graph.run.dtype.to_string().into());

@@ -126,7 +126,7 @@ pub struct RunSettings {
     pub device: String,
     /// Compute type: `float32`, `bfloat16`, or `auto`: bfloat16 where the device has instructions for it, else float32.
     /// Master weights are float32 in all cases.
-    pub dtype: Dtype,
+    pub dtype: DtypeChoice,
     /// What computes norms, gates, rotations and log-probabilities on a CPU: `fused`, each in one pass over memory, or `plain`,
     /// in libtorch's operators. Both give the same numbers but for the last bits.
     pub kernels: Kernels,
@@ -146,7 +146,7 @@ impl Default for RunSettings {
             epochs: None,
             steps: None,
             device: "auto".into(),
-            dtype: Dtype::Float32,
+            dtype: DtypeChoice::Float32,
             kernels: Kernels::Fused,
             threads: None,
             checkpoint: CheckpointSettings::default(),
@@ -163,16 +163,35 @@ pub enum Dtype {
     Float32,
     /// 16 bits: float32's range, 8 bits of precision.
     Bfloat16,
+}
+
+/// What a run says of its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeChoice {
+    /// 32-bit IEEE floating point.
+    Float32,
+    /// 16 bits: float32's range, 8 bits of precision.
+    Bfloat16,
     /// The faster of the two on the run's device. What it came to be is noted in the run directory.
     Auto,
 }
 
-impl std::fmt::Display for Dtype {
+impl From<Dtype> for DtypeChoice {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Float32 => DtypeChoice::Float32,
+            Dtype::Bfloat16 => DtypeChoice::Bfloat16,
+        }
+    }
+}
+
+impl std::fmt::Display for DtypeChoice {
     fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
         formatter.write_str(match self {
-            Dtype::Float32 => "float32",
-            Dtype::Bfloat16 => "bfloat16",
-            Dtype::Auto => "auto",
+            DtypeChoice::Float32 => "float32",
+            DtypeChoice::Bfloat16 => "bfloat16",
+            DtypeChoice::Auto => "auto",
         })
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::graph::{Graph, RunSettings};
+use crate::graph::{Dtype, Graph, RunSettings};
 
 /// What a node will take, as far as can be told without loading anything heavy.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,6 +43,8 @@ pub struct Emits {
     pub model: Option<PathBuf>,
     /// Where the weights are.
     pub device: Option<String>,
+    /// Their type.
+    pub dtype: Option<Dtype>,
     /// Most prompts or pairs at a step.
     pub rows: Option<u64>,
     /// Most pairs in one batch.
@@ -74,6 +76,7 @@ impl PlanContext<'_> {
             arrives = Emits {
                 model: arrives.model.or(emits.model),
                 device: arrives.device.or(emits.device),
+                dtype: arrives.dtype.or(emits.dtype),
                 rows: arrives.rows.map_or(emits.rows, |rows| Some(rows + emits.rows.unwrap_or(0))),
                 batch_size: arrives.batch_size.max(emits.batch_size),
                 max_length: arrives.max_length.max(emits.max_length),

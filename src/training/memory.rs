@@ -19,12 +19,19 @@
 //! layer's weights are kept in it too. What a forward pass without gradients has in memory at a time is taken to be as much
 //! as one layer would keep.
 //!
+//! An optimizer whose kernels are not fused works on blocks of a parameter, on a CPU within its cache; on other devices
+//! what it has in memory for a block is counted. Where gradients are released, a step has three phases: the loss, with the
+//! head's gradient and logits; the layers, with one layer's activations and gradients at a time; the embedding, with its
+//! gradient. A head tied to the embedding keeps its gradient until then.
+//!
 //! Not counted: what libtorch's kernels use inside, and the gaps that freed memory leaves in the heap.
 
 use tch::{Device, Kind};
 
+use crate::blocks::DEVICE_BLOCK;
 use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
 use crate::model::{Compute, Decoder, Kernels, attention_kind};
+use crate::optim::Rule;
 
 /// Bytes of an f32.
 const FLOAT: u64 = 4;
@@ -40,6 +47,8 @@ pub struct Footprint<'a> {
     pub kind: Kind,
     /// What works between them.
     pub kernels: Kernels,
+    /// Kind of the weights, and of their gradients.
+    pub weights: Kind,
 }
 
 /// What goes through the model at a time.
@@ -74,7 +83,7 @@ impl Shape {
 }
 
 /// A step of training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainingStep {
     /// One forward and backward pass.
     pub shape: Shape,
@@ -82,6 +91,10 @@ pub struct TrainingStep {
     pub passes: u64,
     /// Whether activations are computed again in the backward pass.
     pub gradient_checkpointing: bool,
+    /// Whether each layer's gradients are freed before the next layer's are there.
+    pub release_gradients: bool,
+    /// What makes updates of gradients.
+    pub optimizer: Rule,
 }
 
 impl Footprint<'_> {
@@ -114,27 +127,69 @@ impl Footprint<'_> {
         shape.positions() * per_position + attention
     }
 
+    /// The weights.
+    pub fn weights(&self) -> u64 {
+        bytes(self.weights) * self.parameters()
+    }
+
+    /// What an optimizer keeps.
+    pub fn optimizer_state(&self, rule: Rule) -> u64 {
+        self.decoder.expected_parameters().iter().map(|(_, shape)| rule.state_bytes(elements(shape))).sum()
+    }
+
     /// The most that an update needs besides weights and optimizer state: activations, gradients, logits.
     ///
     /// While a backward pass goes on, activations make room for gradients; those of earlier passes of the step are there
     /// from its beginning.
     pub fn training(&self, step: TrainingStep) -> u64 {
+        if step.release_gradients {
+            return self.training_with_release(step);
+        }
         let layers = self.decoder.config.num_hidden_layers as u64;
-        let positions = step.shape.positions();
-        let copies = self.copies(self.layer_parameters());
         let activations = match step.gradient_checkpointing {
-            false => layers * self.layer(step.shape) + copies,
-            true => {
-                let inputs = (layers + 1) * positions * self.hidden();
-                inputs + self.layer(step.shape) + copies / layers.max(1)
-            }
+            false => layers * self.layer(step.shape) + self.copies(self.layer_parameters()),
+            true => self.layer_inputs(step.shape) + self.one_layer(step.shape),
         };
-        let gradients = FLOAT * self.parameters();
+        let gradients = bytes(self.weights) * self.parameters();
         let (head, head_gradient) = (self.copies(self.head_parameters()), FLOAT * self.head_parameters());
-        let all_logits = positions * self.logits();
-        let logits = all_logits.min(KEPT_BYTES as u64) + all_logits.min(CHUNK_BYTES as u64);
-        let layers_and_gradients = if step.passes > 1 { activations + gradients } else { activations.max(gradients) };
-        head + head_gradient + logits + layers_and_gradients
+        let updating = gradients + self.updating(step.optimizer);
+        let layers_and_gradients = if step.passes > 1 { activations + updating } else { activations.max(updating) };
+        head + head_gradient + self.logits_at_a_time(step.shape) + layers_and_gradients
+    }
+
+    fn training_with_release(&self, step: TrainingStep) -> u64 {
+        let (inputs, updating) = (self.layer_inputs(step.shape), self.updating(step.optimizer));
+        let head_gradient = FLOAT * self.head_parameters();
+        let kept = if self.decoder.config.tie_word_embeddings { head_gradient } else { 0 };
+        let layer_gradients = bytes(self.weights) * self.layer_parameters() / self.layers();
+        let loss = inputs + head_gradient + self.logits_at_a_time(step.shape).max(updating);
+        let layers = inputs + kept + self.one_layer(step.shape).max(updating) + layer_gradients;
+        let embedding = kept + bytes(self.weights) * self.head_parameters() + updating;
+        self.copies(self.head_parameters()) + loss.max(layers).max(embedding)
+    }
+
+    /// What a checkpointed forward pass keeps.
+    fn layer_inputs(&self, shape: Shape) -> u64 {
+        (self.layers() + 1) * shape.positions() * self.hidden()
+    }
+
+    /// One layer's activations, and its weights in the compute type.
+    fn one_layer(&self, shape: Shape) -> u64 {
+        self.layer(shape) + self.copies(self.layer_parameters()) / self.layers()
+    }
+
+    fn logits_at_a_time(&self, shape: Shape) -> u64 {
+        let all = shape.positions() * self.logits();
+        all.min(KEPT_BYTES as u64) + all.min(CHUNK_BYTES as u64)
+    }
+
+    /// What an optimizer has in memory while it updates a block of the largest parameter.
+    fn updating(&self, rule: Rule) -> u64 {
+        if self.device == Device::Cpu {
+            return 0;
+        }
+        let largest = self.decoder.expected_parameters().iter().map(|(_, shape)| elements(shape)).max();
+        rule.working_bytes(self.weights) * largest.unwrap_or(0).min(DEVICE_BLOCK as u64)
     }
 
     /// What it takes to score the responses of a batch, without gradients.
@@ -154,9 +209,9 @@ impl Footprint<'_> {
         self.copies(self.parameters()) + cache + self.layer(Shape::Rows { rows, tokens }) + logits
     }
 
-    /// f32 weights once more in the compute type, where that is another.
+    /// Weights once more in the compute type, where that is another.
     fn copies(&self, parameters: u64) -> u64 {
-        if self.kind == Kind::Float { 0 } else { parameters * bytes(self.kind) }
+        if self.kind == self.weights { 0 } else { parameters * bytes(self.kind) }
     }
 
     /// One position's hidden state.
@@ -167,6 +222,10 @@ impl Footprint<'_> {
     /// One position's logits.
     fn logits(&self) -> u64 {
         self.decoder.config.vocab_size as u64 * bytes(self.kind)
+    }
+
+    fn layers(&self) -> u64 {
+        self.decoder.config.num_hidden_layers.max(1) as u64
     }
 
     fn head_parameters(&self) -> u64 {
@@ -197,18 +256,34 @@ mod tests {
     use super::*;
     use crate::model::ModelConfig;
 
+    const ADAMW: Rule = Rule::Adamw { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    const ADAMW_8BIT: Rule = Rule::Adamw8bit { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+
     fn smollm2() -> Decoder {
         let config = json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
             "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": true,
         });
+        decoder(config)
+    }
+
+    /// Llama 3.1 8B.
+    fn llama_8b() -> Decoder {
+        decoder(json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": false,
+        }))
+    }
+
+    fn decoder(config: serde_json::Value) -> Decoder {
         let config = config.as_object().expect("an object was written").clone();
         Decoder::new(ModelConfig::new(Path::new("config.json"), config, None).unwrap(), Device::Cpu).unwrap()
     }
 
     fn on_cpu(decoder: &Decoder, kind: Kind) -> Footprint<'_> {
-        Footprint { decoder, device: Device::Cpu, kind, kernels: Kernels::Plain }
+        Footprint { decoder, device: Device::Cpu, kind, kernels: Kernels::Plain, weights: Kind::Float }
     }
 
     /// A layer of SmolLM2 in bfloat16, from the plain one's 34,220 bytes a position: two norms without the quotient and the
@@ -247,7 +322,13 @@ mod tests {
 
         // 8 sequences of 256 tokens, in bfloat16: 2048 positions.
         let shape = Shape::Rows { rows: 8, tokens: 256 };
-        let step = TrainingStep { shape, passes: 1, gradient_checkpointing: false };
+        let step = TrainingStep {
+            shape,
+            passes: 1,
+            gradient_checkpointing: false,
+            release_gradients: false,
+            optimizer: ADAMW,
+        };
         let activations = 30 * 2048 * 34_220 + 2 * 30 * layer_parameters;
         // The head in bfloat16 and its gradient; logits of all positions, 201 MB, and a chunk of at most 134 MB.
         let around_the_head = 2 * head + 4 * head + 2048 * 49_152 * 2 + (128 << 20);
@@ -271,5 +352,59 @@ mod tests {
         // In bfloat16 the weights are there once more, and the cache stays as it is on a CPU.
         let bf16 = on_cpu(&decoder, Kind::BFloat16).generating(4, 100);
         assert_eq!(bf16, 2 * 134_515_008 + cache + 400 * 34_220 + 4 * 49_152 * 6);
+    }
+
+    #[test]
+    fn released_gradients_by_hand() {
+        let decoder = smollm2();
+        let bf16 = on_cpu(&decoder, Kind::BFloat16);
+        let (layer_parameters, head): (u64, u64) = (3_540_096, 49_152 * 576);
+        let shape = Shape::Rows { rows: 2, tokens: 64 };
+        let step =
+            TrainingStep { shape, passes: 1, gradient_checkpointing: true, release_gradients: true, optimizer: ADAMW };
+        // The head in bfloat16 and its gradient stay until the embedding's is there: tied, they are one weight.
+        assert_eq!(bf16.training(step), 2 * head + 4 * head + 4 * head);
+        // With more positions the loss takes most: 31 inputs of layers, the head's gradient, 512 and 128 MiB of logits.
+        let shape = Shape::Rows { rows: 64, tokens: 256 };
+        let loss = 31 * 16_384 * 576 * 2 + 4 * head + (640 << 20);
+        let layer = 31 * 16_384 * 576 * 2 + 4 * head + 16_384 * 34_220 + 2 * layer_parameters + 4 * layer_parameters;
+        assert!(layer < loss);
+        assert_eq!(bf16.training(TrainingStep { shape, ..step }), 2 * head + loss);
+    }
+
+    /// An ORPO step of SAPO on one device of 80 GB: 4 pairs of 2048 tokens, of which the prompt has half.
+    #[test]
+    fn a_model_of_8_billion_parameters_fits_80_gb() {
+        let decoder = llama_8b();
+        let (kind, kernels) = (Kind::BFloat16, Kernels::Fused);
+        let on_cuda = |weights| Footprint { decoder: &decoder, device: Device::Cuda(0), kind, kernels, weights };
+        let (policy, ema) = (on_cuda(Kind::Float), on_cuda(Kind::BFloat16));
+        // A layer: q and o 4096 * 4096, k and v 1024 * 4096, gate, up and down 14336 * 4096, two norms 4096.
+        let layer: u64 = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14_336 * 4096 + 2 * 4096;
+        let head: u64 = 128_256 * 4096;
+        let parameters = 32 * layer + 2 * head + 4096;
+        assert_eq!((policy.weights(), ema.weights()), (4 * parameters, 2 * parameters));
+        // All parameters have whole blocks of 256, and the norms' 4096 elements are enough to be quantised.
+        let state = 2 * parameters + 2 * 4 * parameters / 256;
+        assert_eq!(policy.optimizer_state(ADAMW_8BIT), state);
+        let kept = policy.weights() + state + ema.weights();
+
+        let shape = Shape::Pairs { pairs: 4, prompt: 1024, response: 1024 };
+        let step = TrainingStep {
+            shape,
+            passes: 1,
+            gradient_checkpointing: true,
+            release_gradients: true,
+            optimizer: ADAMW_8BIT,
+        };
+        let working = policy.training(step).max(ema.generating(4, 2048));
+        // Nothing is converted for the sampler.
+        assert!(ema.generating(4, 2048) < 4 << 30);
+        assert!(kept + working < 80_000_000_000, "{kept} + {working}");
+        // With gradients kept, f32 state or a float32 average it would not.
+        let plain = TrainingStep { release_gradients: false, ..step };
+        assert!(kept + policy.training(plain) > 80_000_000_000);
+        assert!(kept - state + policy.optimizer_state(ADAMW) > 80_000_000_000);
+        assert!(kept + 2 * parameters + working > 80_000_000_000);
     }
 }

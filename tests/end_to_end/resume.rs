@@ -212,6 +212,19 @@ fn sapo_dpo_survives_kills() {
     kill_and_resume(SAPO_DPO, &["max_staleness=2"], 3, 4);
 }
 
+/// Weights and average in bfloat16, optimizer state in 8 bits, gradients released.
+#[test]
+fn sapo_dpo_in_little_memory_survives_kills() {
+    let little = SAPO_DPO
+        .replace("{batch_size: 2, max_length: 48}", "{batch_size: 3, max_length: 48}")
+        .replace("optimizer: rmsprop", "optimizer: adamw_8bit, weights: bfloat16, gradient_checkpointing: true")
+        .replace("max_grad_norm: 1.0", "release_gradients: true")
+        .replace("{decay: 0.5}", "{decay: 0.9, dtype: bfloat16}");
+    assert!(little.contains("weights: bfloat16") && little.contains("dtype: bfloat16"));
+    kill_and_resume(&little, &["max_staleness=0"], 3, 10);
+    kill_and_resume(&little, &["max_staleness=2"], 3, 11);
+}
+
 #[test]
 fn a_policy_that_samples_itself_survives_kills() {
     kill_and_resume(ON_POLICY, &["max_staleness=2"], 4, 5);
