@@ -2,6 +2,7 @@
 
 use anyhow::anyhow;
 use sapo_flow_engine::Graph;
+use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::plan::{self, NodePlan};
 use sapo_flow_training::device;
 
@@ -14,7 +15,7 @@ pub fn show(name: &str, graph: &Graph) -> Outcome {
     let mut text = format!("{name}: {}\n\n", validate::size(graph));
     text += &report::table(&nodes(graph));
     text += &format!("\nsteps       {}\n", steps(graph, &plans));
-    text += &format!("device      {device}, computing in {}, master weights in float32\n", graph.run.dtype);
+    text += &format!("device      {device}, computing in {}, {}\n", graph.run.dtype, weights(graph, &plans));
     text += &parameters(graph, &plans);
     text += &memory(graph, &plans);
     for (node, plan) in graph.nodes.iter().zip(&plans) {
@@ -52,6 +53,19 @@ fn steps(graph: &Graph, plans: &[NodePlan]) -> String {
         (None, Some(epochs), Some(per_epoch)) => format!("{} ({epochs} x {per_epoch})", epochs * per_epoch),
         (None, epochs, None) => format!("{} epochs of unknown length", epochs.unwrap_or_default()),
         (None, None, Some(_)) => "unknown".to_owned(),
+    }
+}
+
+/// Types of weights.
+fn weights(graph: &Graph, plans: &[NodePlan]) -> String {
+    let in_bfloat16 = |plan: &NodePlan| plan.parameters.is_some() && plan.emits.dtype == Some(Dtype::Bfloat16);
+    let names: Vec<&str> = (graph.nodes.iter().zip(plans))
+        .filter(|(_, plan)| in_bfloat16(plan))
+        .map(|(node, _)| node.name.as_str())
+        .collect();
+    match names[..] {
+        [] => "master weights in float32".to_owned(),
+        _ => format!("master weights in float32, those of {} in bfloat16", names.join(", ")),
     }
 }
 
