@@ -9,7 +9,7 @@ use sapo_flow_engine::record::{Metrics, PortType, Prompt, Record, TokenId, Weigh
 use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
-use sapo_flow_training::generate::{Choice, Request, Sampling, generate};
+use sapo_flow_training::generate::{Choice, Decoding, Request, Sampling, generate};
 use sapo_flow_training::learner::{Example, score};
 use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::Compute;
@@ -100,7 +100,7 @@ impl EvaluatorConfig {
             top_k: self.top_k,
             top_p: self.top_p,
             responses_per_prompt: 1,
-            pack_weights: true,
+            decoding: Decoding::default(),
         }
     }
 }
@@ -206,7 +206,8 @@ impl Evaluator {
             .map(|row| Request { prompt_ids: row.prompt_ids.clone(), max_new_tokens: self.config.show_tokens, seed: 0 })
             .collect();
         let eos_ids = weights.decoder.config.eos_token_ids.clone();
-        let sampling = Sampling { choice: Choice::Greedy, eos_ids, compute: self.compute, pack_weights: true };
+        let sampling =
+            Sampling { choice: Choice::Greedy, eos_ids, compute: self.compute, decoding: Decoding::default() };
         let answers = generate(&weights.decoder, &weights.parameters, &requests, &sampling)?;
         for (row, answer) in rows.iter().zip(answers) {
             let prompt = self.tokenizer.decode_without_special_tokens(&row.prompt_ids)?;
@@ -323,7 +324,10 @@ evaluation:
         // One after the other.
         let working = |prompt, response| {
             let shape = Shape::Pairs { pairs: rows, prompt, response };
-            model.footprint().generating(rows, prompt + response).max(model.footprint().scoring(shape))
+            model
+                .footprint()
+                .generating(rows, prompt + response, &Decoding::default())
+                .max(model.footprint().scoring(shape))
         };
         Ok(NodePlan { memory: model.memory(0, &lengths, working), ..NodePlan::default() })
     }

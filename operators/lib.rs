@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`data`] | reading rows of data sets and tokenizing them |
 //! | [`prompt_source`], [`watched`] | data rows, a batch a step; data that is edited meanwhile |
-//! | [`sampler`] | whole responses |
+//! | [`sampler`], [`decoding`] | whole responses; how samplers arrange their work |
 //! | [`segment_sampler`], [`rewrite`], [`segments`] | rejected responses: segments of answers rewritten by a model |
 //! | [`replay_buffer`], `replay_statistics`, `shares` | the newest pairs, and draws from them |
 //! | [`batcher`] | pairs gathered into batches of bounded length |
@@ -30,6 +30,7 @@ pub mod checkpoint;
 pub mod child;
 mod compute;
 pub mod data;
+pub mod decoding;
 pub mod draws;
 pub mod ema;
 pub mod error;

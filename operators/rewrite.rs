@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sapo_flow_engine::OperatorError;
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::record::{Prompt, Segment, Values};
-use sapo_flow_training::generate::{Choice, Request, Sampling, Warpers, generate};
+use sapo_flow_training::generate::{Choice, Decoding, Request, Sampling, Warpers, generate};
 use sapo_flow_training::model::Compute;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
@@ -116,8 +116,8 @@ pub struct RewriteSettings {
     pub top_p: f64,
     /// Rejected responses made for each prompt.
     pub responses_per_prompt: usize,
-    /// See [`Sampling::pack_weights`].
-    pub pack_weights: bool,
+    /// How the work is arranged.
+    pub decoding: Decoding,
 }
 
 impl RewriteSettings {
@@ -204,12 +204,8 @@ pub fn rewrite(
     };
     let requests: Vec<Request> = tasks.iter().map(request).collect();
     let eos_ids = &weights.decoder.config.eos_token_ids;
-    let sampling = Sampling {
-        choice: settings.choice(),
-        eos_ids: eos_ids.clone(),
-        compute: *compute,
-        pack_weights: settings.pack_weights,
-    };
+    let (choice, decoding) = (settings.choice(), settings.decoding);
+    let sampling = Sampling { choice, eos_ids: eos_ids.clone(), compute: *compute, decoding };
     let generations = generate(&weights.decoder, &weights.parameters, &requests, &sampling)?;
     let rewritten = |(task, tokens): (&Task, &[u32])| {
         let (rejected, len, ended) = splice(task.answer, task.start, task.len, tokens, eos_ids);

@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::compute::{PlannedModel, compute};
+use crate::decoding::DecodingConfig;
 use crate::draws::Draws;
 use crate::weights::{SharedWeights, shared};
 
@@ -38,10 +39,9 @@ pub struct SamplerConfig {
     /// Draw from the likeliest tokens that have this probability together; 1 for all.
     #[serde(default = "default_top_p")]
     pub top_p: f64,
-    /// Lay the weights out anew for decoding on a CPU, where that pays; false is the plain way. Both compute the same sums,
-    /// in another order.
-    #[serde(default = "default_true")]
-    pub pack_weights: bool,
+    /// How the work is arranged. It changes speed and memory, and results by no more than the order of sums.
+    #[serde(default)]
+    pub decoding: DecodingConfig,
 }
 
 fn default_responses() -> usize {
@@ -60,10 +60,6 @@ fn default_top_p() -> f64 {
     1.0
 }
 
-fn default_true() -> bool {
-    true
-}
-
 /// See the [module](self).
 pub struct Sampler {
     config: SamplerConfig,
@@ -76,8 +72,7 @@ pub struct Sampler {
 impl Sampler {
     /// `responses_per_prompt` samples of each prompt, in the prompts' order, and the tokens generated.
     fn sample(&self, model: &SharedWeights, prompts: &[Arc<Prompt>], step: u64) -> Result<Vec<Sample>, OperatorError> {
-        let SamplerConfig { responses_per_prompt, max_new_tokens, temperature, top_k, top_p, pack_weights } =
-            self.config;
+        let SamplerConfig { responses_per_prompt, max_new_tokens, temperature, top_k, top_p, decoding } = self.config;
         let each = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, responses_per_prompt));
         let tasks: Vec<(u64, &Arc<Prompt>)> = (0..).zip(each).collect();
         let requests: Vec<Request> = tasks
@@ -90,7 +85,8 @@ impl Sampler {
         let warpers =
             Warpers { temperature, top_k: (top_k > 0).then_some(top_k), top_p: (top_p < 1.0).then_some(top_p) };
         let eos_ids = model.decoder.config.eos_token_ids.clone();
-        let sampling = Sampling { choice: Choice::Sample(warpers), eos_ids, compute: self.compute, pack_weights };
+        let (choice, decoding) = (Choice::Sample(warpers), decoding.settings());
+        let sampling = Sampling { choice, eos_ids, compute: self.compute, decoding };
         let generations = generate(&model.decoder, &model.parameters, &requests, &sampling)?;
         let samples = tasks.iter().zip(requests).zip(generations).map(|(((n, prompt), request), generation)| {
             let mut values = prompt.values.clone();
@@ -186,7 +182,7 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
     type Config = SamplerConfig;
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
-        let mut issues = Vec::new();
+        let mut issues = config.decoding.issues();
         let temperature = config.temperature;
         if !temperature.is_finite() || temperature <= 0.0 {
             issues.push(ConfigIssue::new("temperature", format!("expected a number above 0, found {temperature}")));
@@ -204,10 +200,10 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
         let rows = prompts.rows.map(|prompts| prompts * responses);
         let longest = prompts.max_length.map(|tokens| tokens + config.max_new_tokens as u64);
         let emits = Emits { rows, max_length: longest, average_row: prompts.average_row, ..Emits::default() };
+        let decoding = config.decoding.settings();
         let memory = match (PlannedModel::arriving(context, "weights")?, rows) {
-            (Some((model, _)), Some(rows)) => {
-                model.memory(0, &emits, |prompt, response| model.footprint().generating(rows, prompt + response))
-            }
+            (Some((model, _)), Some(rows)) => model
+                .memory(0, &emits, |prompt, response| model.footprint().generating(rows, prompt + response, &decoding)),
             _ => None,
         };
         Ok(NodePlan { memory, emits, ..NodePlan::default() })

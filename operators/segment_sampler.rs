@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::compute::{PlannedModel, compute};
+use crate::decoding::DecodingConfig;
 use crate::draws::Draws;
 use crate::rewrite::{RewriteSettings, SegmentTokens, defaults, rewrite};
 use crate::segments::Truncation;
@@ -52,10 +53,9 @@ pub struct SegmentSamplerConfig {
     /// Rewrite at every n-th step only; the prompts of the others pass unused.
     #[serde(default = "default_one_step")]
     pub sample_every: u64,
-    /// Lay the weights out anew for decoding on a CPU, where that pays; false is the plain way. Both compute the same sums,
-    /// in another order.
-    #[serde(default = "default_true")]
-    pub pack_weights: bool,
+    /// How the work is arranged. It changes speed and memory, and results by no more than the order of sums.
+    #[serde(default)]
+    pub decoding: DecodingConfig,
 }
 
 impl SegmentSamplerConfig {
@@ -70,17 +70,13 @@ impl SegmentSamplerConfig {
             top_k: self.top_k,
             top_p: self.top_p,
             responses_per_prompt: self.responses_per_prompt,
-            pack_weights: self.pack_weights,
+            decoding: self.decoding.settings(),
         }
     }
 }
 
 fn default_one() -> usize {
     1
-}
-
-fn default_true() -> bool {
-    true
 }
 
 fn default_one_step() -> u64 {
@@ -193,6 +189,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
         let mut issues = config.settings().issues();
+        issues.extend(config.decoding.issues());
         if config.sample_every == 0 {
             issues.push(ConfigIssue::new("sample_every", "expected a number above 0, found 0"));
         }
@@ -206,10 +203,10 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let rows = prompts.rows.map(|prompts| prompts * responses);
         let average_row = prompts.average_row;
         let emits = Emits { rows, max_length: Some(tokens), average_row, ..Emits::default() };
+        let decoding = config.decoding.settings();
         let memory = match (PlannedModel::arriving(context, "weights")?, rows) {
-            (Some((model, _)), Some(rows)) => {
-                model.memory(0, &emits, |prompt, response| model.footprint().generating(rows, prompt + response))
-            }
+            (Some((model, _)), Some(rows)) => model
+                .memory(0, &emits, |prompt, response| model.footprint().generating(rows, prompt + response, &decoding)),
             _ => None,
         };
         Ok(NodePlan { memory, emits, ..NodePlan::default() })

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use sapo_flow_training::generate::{Choice, Request, Sampling, Warpers};
+use sapo_flow_training::generate::{Choice, Decoding, Request, Sampling, Warpers};
 use sapo_flow_training::model::{Compute, Model};
 use sapo_flow_training::text::{ChatTemplate, Message, TextTokenizer, encode_prompt};
 use sapo_flow_training::{device, generate as decode};
@@ -29,7 +29,7 @@ pub fn generate(args: &GenerateArgs) -> Outcome {
         choice: choice(args),
         eos_ids: tokenizer.eos_ids().to_vec(),
         compute: Compute::new(kind),
-        pack_weights: true,
+        decoding: Decoding::default(),
     };
     let generations = decode::generate(&model.decoder, &model.parameters, &[request], &sampling)?;
     let tokens = generations.first().map(|generation| generation.tokens.as_slice()).unwrap_or_default();

@@ -29,6 +29,7 @@
 use tch::{Device, Kind};
 
 use crate::blocks::DEVICE_BLOCK;
+use crate::generate::{Decoding, PASS_TOKENS};
 use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
 use crate::model::{Compute, Decoder, Kernels, attention_kind};
 use crate::optim::Rule;
@@ -198,15 +199,25 @@ impl Footprint<'_> {
         self.layer(shape) + self.copies(self.head_parameters()) + logits
     }
 
-    /// What it takes to generate: a cache for rows of so many tokens, prompts included, the weights in the compute type
-    /// where they are not in it, and the pass over the prompts.
-    pub fn generating(&self, rows: u64, tokens: u64) -> u64 {
+    /// What it takes to generate so many responses: a cache for rows of so many tokens, prompts included, the weights in
+    /// the compute type where they are not in it, the weights as they are laid out for decoding on a CPU, which take the
+    /// others' place if these were copies and no prompt waits for them, and the pass over the prompts.
+    pub fn generating(&self, responses: u64, tokens: u64, decoding: &Decoding) -> u64 {
+        let rows = decoding.rows(responses as usize) as u64;
         let config = &self.decoder.config;
         let keys = (config.num_key_value_heads * config.head_dim) as u64;
         let layers = config.num_hidden_layers as u64;
         let cache = rows * tokens * layers * 2 * keys * bytes(attention_kind(self.device, self.kind));
         let logits = rows * config.vocab_size as u64 * (FLOAT + bytes(self.kind));
-        self.copies(self.parameters()) + cache + self.layer(Shape::Rows { rows, tokens }) + logits
+        let pass = (rows * tokens).min(tokens.max(PASS_TOKENS as u64));
+        let weights = match self.device == Device::Cpu && decoding.pack_weights {
+            false => self.copies(self.parameters()),
+            true => {
+                let freed = if rows == responses { self.copies(self.layer_parameters()) } else { 0 };
+                self.copies(self.parameters()) - freed + self.parameters() * bytes(self.kind)
+            }
+        };
+        weights + cache + self.layer(Shape::Rows { rows: 1, tokens: pass }) + logits
     }
 
     /// Weights once more in the compute type, where that is another.
@@ -345,13 +356,28 @@ mod tests {
     #[test]
     fn generation_by_hand() {
         let decoder = smollm2();
+        let plain = Decoding { pack_weights: false, ..Decoding::default() };
         // 4 rows of 100 tokens: keys and values of 192 f32 in 30 layers; the pass over the prompts; f32 logits twice.
         let cache = 4 * 100 * 30 * 2 * 192 * 4;
-        let float = on_cpu(&decoder, Kind::Float).generating(4, 100);
-        assert_eq!(float, cache + 400 * 47_660 + 4 * 49_152 * 8);
+        let float = cache + 400 * 47_660 + 4 * 49_152 * 8;
+        assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &plain), float);
         // In bfloat16 the weights are there once more, and the cache stays as it is on a CPU.
-        let bf16 = on_cpu(&decoder, Kind::BFloat16).generating(4, 100);
-        assert_eq!(bf16, 2 * 134_515_008 + cache + 400 * 34_220 + 4 * 49_152 * 6);
+        let bf16 = cache + 400 * 34_220 + 4 * 49_152 * 6;
+        assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &plain), 2 * 134_515_008 + bf16);
+        // Laid out for decoding, the layers' weights take the copies' place, all but the embedding and the last norm.
+        let laid_out = Decoding::default();
+        assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &laid_out), 4 * 134_515_008 + float);
+        let kept = 2 * (49_152 * 576 + 576);
+        assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &laid_out), 2 * 134_515_008 + kept + bf16);
+        // Of 10 responses 4 at a time: the prompts that wait need the copies.
+        let four = Decoding { concurrent_responses: Some(4), ..laid_out };
+        assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(10, 100, &four), 4 * 134_515_008 + bf16);
+        // A pass over prompts holds 4096 tokens, or one longer prompt.
+        let passes = |rows, tokens| {
+            let rest = rows * tokens * 30 * 2 * 192 * 4 + rows * 49_152 * 8;
+            (on_cpu(&decoder, Kind::Float).generating(rows, tokens, &plain) - rest) / 47_660
+        };
+        assert_eq!((passes(100, 100), passes(4, 5000)), (4096, 5000));
     }
 
     #[test]
@@ -397,9 +423,10 @@ mod tests {
             release_gradients: true,
             optimizer: ADAMW_8BIT,
         };
-        let working = policy.training(step).max(ema.generating(4, 2048));
+        let generating = ema.generating(4, 2048, &Decoding::default());
+        let working = policy.training(step).max(generating);
         // Nothing is converted for the sampler.
-        assert!(ema.generating(4, 2048) < 4 << 30);
+        assert!(generating < 4 << 30);
         assert!(kept + working < 80_000_000_000, "{kept} + {working}");
         // With gradients kept, f32 state or a float32 average it would not.
         let plain = TrainingStep { release_gradients: false, ..step };

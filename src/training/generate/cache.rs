@@ -2,99 +2,204 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::model::ModelConfig;
+use crate::model::Decoder;
+use crate::model::rope::Rotation;
 use crate::{Error, Result};
 
-/// Keys and values of all layers, in memory that is allocated once. Rows fill their slots in step: slot `s` of every row
-/// is written by the same call.
+/// Keys and values of all layers, in memory that is allocated once. A row's token at position p has the row's slot p, so
+/// that a row can be continued, left out or begun anew whatever the others hold.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
-    /// Position of the token in each slot, (rows, capacity), i64.
-    positions: Tensor,
-    /// Slots that hold tokens.
-    used: i64,
-    /// Slots that the call under way fills.
-    filling: i64,
+    /// Tokens in each row.
+    lengths: Vec<i64>,
+    /// Slots of a row.
     capacity: i64,
+    device: Device,
+    /// The rotations at all slots; none where they depend on a sequence's length.
+    rotations: Option<Rotation>,
 }
 
-/// (rows, key heads, capacity, head_dim) each.
+/// (rows, capacity, key heads, head_dim) each.
 #[derive(Debug)]
 struct LayerCache {
     keys: Tensor,
     values: Tensor,
 }
 
+/// A prompt's way from a pass over several into a row: tokens `from..from + tokens` of the pass become the row's first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    pub row: usize,
+    pub from: i64,
+    pub tokens: i64,
+}
+
+/// What a forward pass does with a cache.
+pub(crate) struct CachePass<'a> {
+    cache: &'a KvCache,
+    writes: Writes,
+    /// Slots that the pass attends to.
+    keys: i64,
+}
+
+/// Where the keys and values of a pass go.
+enum Writes {
+    /// Into the same slots of every row, from this one on.
+    InStep(i64),
+    /// Into these slots, (batch * tokens,), counted through all rows.
+    Scattered(Tensor),
+    /// Those of tokens `sources` (n,) of one row into `slots` (n,). The pass attends to itself alone.
+    Filling { sources: Tensor, slots: Tensor },
+}
+
 impl KvCache {
     /// An empty cache for `rows` sequences of up to `capacity` tokens, with keys and values as `kind`.
-    pub fn new(config: &ModelConfig, rows: i64, capacity: i64, device: Device, kind: Kind) -> Result<Self> {
-        let size = [rows, config.num_key_value_heads, capacity, config.head_dim];
-        let empty = || Tensor::f_empty(size, (kind, device));
-        let layer = |_: &bool| Ok(LayerCache { keys: empty()?, values: empty()? });
+    pub(crate) fn new(decoder: &Decoder, rows: i64, capacity: i64, kind: Kind) -> Result<Self> {
+        let Decoder { config, rope, device } = decoder;
+        let device = *device;
+        let size = [rows, capacity, config.num_key_value_heads, config.head_dim];
+        // Not just empty: a mask hides what a shorter row has not written yet, but not from a NaN times nought.
+        let zeros = || Tensor::f_zeros(size, (kind, device));
+        let layer = |_: &bool| Ok(LayerCache { keys: zeros()?, values: zeros()? });
+        let rotations = match rope.depends_on_length() {
+            true => None,
+            false => Some(rope.at(&Tensor::f_arange(capacity, (Kind::Int64, device))?.f_unsqueeze(0)?, kind)?),
+        };
         Ok(KvCache {
             layers: config.sliding_layers.iter().map(layer).collect::<Result<_>>()?,
-            positions: Tensor::f_empty([rows, capacity], (Kind::Int64, device))?,
-            used: 0,
-            filling: 0,
+            lengths: vec![0; rows as usize],
             capacity,
+            device,
+            rotations,
         })
     }
 
-    /// Number of slots that hold tokens.
+    /// Tokens in the longest row.
     pub fn used(&self) -> i64 {
-        self.used
+        self.lengths.iter().copied().max().unwrap_or(0)
     }
 
-    /// Starts a forward pass over tokens at `positions` (rows, tokens): the next slots become theirs.
-    pub(crate) fn begin(&mut self, positions: &Tensor) -> Result<()> {
-        let (_, tokens) = positions.size2()?;
-        if self.used + tokens > self.capacity {
-            let (used, capacity) = (self.used, self.capacity);
+    /// Slots that are left in the longest row.
+    pub(crate) fn left(&self) -> i64 {
+        self.capacity - self.used()
+    }
+
+    /// Tokens in each row.
+    pub(crate) fn lengths(&self) -> &[i64] {
+        &self.lengths
+    }
+
+    /// Starts a forward pass over tokens at `positions` (rows, tokens), each row's next ones.
+    pub(crate) fn begin(&mut self, positions: &Tensor) -> Result<CachePass<'_>> {
+        let (rows, tokens) = positions.size2()?;
+        let (used, capacity) = (self.used(), self.capacity);
+        if rows as usize != self.lengths.len() {
+            let held = self.lengths.len();
+            return Err(Error::Argument(format!("{rows} rows of tokens for a cache of {held} rows")));
+        }
+        if used + tokens > capacity {
             return Err(Error::Argument(format!("{used} + {tokens} tokens for a cache that holds {capacity}")));
         }
-        self.positions.f_narrow(1, self.used, tokens)?.f_copy_(positions)?;
-        self.filling = tokens;
-        self.used += tokens;
-        Ok(())
+        let writes = match self.lengths.iter().all(|&length| length == used) {
+            true => Writes::InStep(used),
+            false => {
+                let starts = Tensor::f_arange(rows, (Kind::Int64, self.device))?.f_mul_scalar(capacity)?;
+                Writes::Scattered(starts.f_unsqueeze(1)?.f_add(positions)?.f_flatten(0, 1)?)
+            }
+        };
+        self.lengths.iter_mut().for_each(|length| *length += tokens);
+        Ok(CachePass { cache: self, writes, keys: used + tokens })
     }
 
-    /// Positions of the cached tokens and of those about to be added, (rows, used + tokens).
-    pub(crate) fn positions_with(&self, positions: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::f_cat(&[&self.positions.f_narrow(1, 0, self.used)?, positions], 1)?)
-    }
-
-    /// Stores one layer's keys and values (rows, key heads, tokens, head_dim) of the pass under way, and returns all of
-    /// the layer's: (rows, key heads, used, head_dim).
-    pub(crate) fn append(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (start, tokens) = (self.used - self.filling, self.filling);
-        let layer = &self.layers[layer];
-        layer.keys.f_narrow(2, start, tokens)?.f_copy_(keys)?;
-        layer.values.f_narrow(2, start, tokens)?.f_copy_(values)?;
-        if start == 0 {
-            return Ok((keys.shallow_clone(), values.shallow_clone()));
+    /// Starts a forward pass over one row of prompts, which begin anew the rows that they are placed in.
+    pub(crate) fn fill(&mut self, placements: &[Placement]) -> Result<CachePass<'_>> {
+        let (mut sources, mut slots) = (Vec::new(), Vec::new());
+        for &Placement { row, from, tokens } in placements {
+            if tokens > self.capacity || row >= self.lengths.len() {
+                let (rows, capacity) = (self.lengths.len(), self.capacity);
+                let message = format!("{tokens} tokens for row {row} of a cache of {rows} rows that hold {capacity}");
+                return Err(Error::Argument(message));
+            }
+            self.lengths[row] = tokens;
+            sources.extend(from..from + tokens);
+            slots.extend((0..tokens).map(|slot| row as i64 * self.capacity + slot));
         }
-        Ok((layer.keys.f_narrow(2, 0, self.used)?, layer.values.f_narrow(2, 0, self.used)?))
+        let upload = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_to_device(self.device);
+        let writes = Writes::Filling { sources: upload(&sources)?, slots: upload(&slots)? };
+        Ok(CachePass { cache: self, writes, keys: 0 })
+    }
+
+    /// Forgets the last tokens of every row: the next ones take their slots.
+    pub(crate) fn forget(&mut self, tokens: i64) {
+        self.lengths.iter_mut().for_each(|length| *length -= tokens);
+    }
+
+    /// Empties a row.
+    pub(crate) fn clear_row(&mut self, row: usize) {
+        self.lengths[row] = 0;
     }
 
     /// Keeps `rows` and lets the others go: row `rows[i]` becomes row i. In place, without fresh memory: a row that moves
     /// must come from beyond the new number of rows.
     pub(crate) fn keep_rows(&mut self, rows: &[usize]) -> Result<()> {
-        let used = self.used;
         let moves = rows.iter().enumerate().filter(|(to, from)| to != *from);
-        for (to, from) in moves.map(|(to, &from)| (to as i64, from as i64)) {
+        for (to, &from) in moves {
+            let used = self.lengths[from];
             for tensor in self.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
-                let used_of = |row: i64| tensor.f_select(0, row)?.f_narrow(1, 0, used);
+                let used_of = |row: usize| tensor.f_select(0, row as i64)?.f_narrow(0, 0, used);
                 used_of(to)?.f_copy_(&used_of(from)?)?;
             }
-            self.positions.f_select(0, to)?.f_copy_(&self.positions.f_select(0, from)?)?;
         }
         let count = rows.len() as i64;
         for layer in &mut self.layers {
             layer.keys = layer.keys.f_narrow(0, 0, count)?;
             layer.values = layer.values.f_narrow(0, 0, count)?;
         }
-        self.positions = self.positions.f_narrow(0, 0, count)?;
+        self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
         Ok(())
+    }
+}
+
+impl CachePass<'_> {
+    /// Slots that the pass attends to, its own tokens' included; none where it attends to itself alone.
+    pub(crate) fn keys(&self) -> i64 {
+        self.keys
+    }
+
+    /// Whether rows hold different numbers of tokens, so that a mask has to hide what is behind the shorter ones' ends.
+    pub(crate) fn is_ragged(&self) -> bool {
+        matches!(self.writes, Writes::Scattered(_))
+    }
+
+    /// The rotations at `positions` (batch, tokens); none where they depend on a sequence's length.
+    pub(crate) fn rotation(&self, positions: &Tensor) -> Result<Option<Rotation>> {
+        self.cache.rotations.as_ref().map(|rotations| rotations.select(positions)).transpose()
+    }
+
+    /// Stores one layer's keys and values (batch, tokens, key heads, head_dim), and returns what the pass attends to:
+    /// (batch, keys, key heads, head_dim).
+    pub(crate) fn append(&self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+        let stored = &self.cache.layers[layer];
+        for (stored, new) in [(&stored.keys, keys), (&stored.values, values)] {
+            // (rows, capacity, key heads, head_dim) -> (rows * capacity, key heads, head_dim): a view, never a copy.
+            let slots_of_all_rows = || stored.f_view([-1, stored.size()[2], stored.size()[3]]);
+            match &self.writes {
+                Writes::InStep(start) => {
+                    stored.f_narrow(1, *start, new.size()[1])?.f_copy_(new)?;
+                }
+                Writes::Scattered(slots) => {
+                    let _ = slots_of_all_rows()?.f_index_copy_(0, slots, &new.f_flatten(0, 1)?)?;
+                }
+                Writes::Filling { sources, slots } => {
+                    let new = new.f_squeeze_dim(0)?.f_index_select(0, sources)?;
+                    let _ = slots_of_all_rows()?.f_index_copy_(0, slots, &new)?;
+                }
+            }
+        }
+        if let Writes::Filling { .. } | Writes::InStep(0) = self.writes {
+            return Ok((keys.shallow_clone(), values.shallow_clone()));
+        }
+        Ok((stored.keys.f_narrow(1, 0, self.keys)?, stored.values.f_narrow(1, 0, self.keys)?))
     }
 }

@@ -26,15 +26,12 @@ pub struct Chosen {
     pub logp: f32,
 }
 
-/// Beyond the k likeliest, this many more are fetched so that ties with the k-th are seen to end.
-const ROOM_FOR_TIES: i64 = 64;
-
 /// Chooses one token for each row of `logits` (rows, vocab_size), f32. `draw` gives a row's random number in [0, 1).
 pub fn choose(logits: &Tensor, choice: &Choice, draw: impl Fn(usize) -> f64) -> Result<Vec<Chosen>> {
     let (rows, vocab_size) = logits.size2()?;
     let normalizers = host_floats(&logits.f_logsumexp(-1, false)?)?;
     if let Some(row) = normalizers.iter().position(|normalizer| !normalizer.is_finite()) {
-        return Err(Error::Argument(format!("the model's logits are not finite (row {row} of {rows})")));
+        return Err(not_finite(row, rows as usize));
     }
     let picked: Vec<(u32, f32)> = match choice {
         Choice::Greedy => {
@@ -43,7 +40,7 @@ pub fn choose(logits: &Tensor, choice: &Choice, draw: impl Fn(usize) -> f64) -> 
             tokens.into_iter().zip(host_floats(&values)?).map(|(token, logit)| (token as u32, logit)).collect()
         }
         Choice::Sample(warpers) => {
-            let count = warpers.top_k.map_or(vocab_size, |k| (k as i64).saturating_add(ROOM_FOR_TIES).min(vocab_size));
+            let count = warpers.candidates(vocab_size);
             let mut candidates = Candidates::of(logits, count)?;
             if candidates.may_miss_ties(warpers) && count < vocab_size {
                 candidates = Candidates::of(logits, vocab_size)?;
@@ -53,6 +50,11 @@ pub fn choose(logits: &Tensor, choice: &Choice, draw: impl Fn(usize) -> f64) -> 
     };
     let chosen = picked.into_iter().zip(normalizers);
     Ok(chosen.map(|((token, logit), normalizer)| Chosen { token, logp: logit - normalizer }).collect())
+}
+
+/// That logits were not finite, in a row of so many.
+pub(super) fn not_finite(row: usize, rows: usize) -> Error {
+    Error::Argument(format!("the model's logits are not finite (row {row} of {rows})"))
 }
 
 /// Each row's likeliest tokens in falling order; equal ones by their id, so that no device's sorting shows.
@@ -98,11 +100,11 @@ impl Candidates {
     }
 }
 
-fn host_floats(tensor: &Tensor) -> Result<Vec<f32>> {
+pub(super) fn host_floats(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(Vec::<f32>::try_from(tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_reshape([-1])?)?)
 }
 
-fn host_ids(tensor: &Tensor) -> Result<Vec<i64>> {
+pub(super) fn host_ids(tensor: &Tensor) -> Result<Vec<i64>> {
     Ok(Vec::<i64>::try_from(tensor.f_to_device(Device::Cpu)?.f_reshape([-1])?)?)
 }
 

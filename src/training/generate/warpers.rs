@@ -1,7 +1,12 @@
 //! What transformers' logits warpers do, on one row of logits: temperature, then top-k, then top-p (nucleus sampling,
 //! arXiv 1904.09751).
 
+use tch::Tensor;
+
 use crate::{Error, Result};
+
+/// Beyond the k likeliest, this many more are looked at so that ties with the k-th are seen to end.
+const ROOM_FOR_TIES: i64 = 64;
 
 /// How a distribution over the next token is changed before one is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +38,16 @@ impl Warpers {
     /// A logit as top-k and top-p see it, in the precision that transformers computes it in.
     pub fn scale(&self, logit: f32) -> f32 {
         logit / self.temperature as f32
+    }
+
+    /// The same for a tensor of logits.
+    pub(super) fn scale_tensor(&self, logits: &Tensor) -> Result<Tensor> {
+        Ok(logits.f_div_scalar(f64::from(self.temperature as f32))?)
+    }
+
+    /// How many of the likeliest tokens to look at.
+    pub(super) fn candidates(&self, vocab_size: i64) -> i64 {
+        self.top_k.map_or(vocab_size, |k| (k as i64).saturating_add(ROOM_FOR_TIES).min(vocab_size))
     }
 
     /// Probabilities of the tokens that are kept, given all logits that can matter in falling order: the result is as

@@ -8,7 +8,7 @@ use super::layer::{Pass, attention_kind};
 use super::mask::{LayerMasks, ModelInput};
 use super::rope::Rope;
 use super::{KvCache, ModelConfig};
-use crate::generate::PackedWeights;
+use crate::generate::{CachePass, PackedWeights};
 use crate::parameters::ParameterSet;
 use crate::{Error, Result};
 
@@ -139,16 +139,26 @@ impl Decoder {
         weights: &ParameterSet,
         packed: &PackedWeights,
         input: &ModelInput,
-        mut cache: Option<&mut KvCache>,
+        cache: Option<&mut KvCache>,
         compute: &Compute,
     ) -> Result<Tensor> {
-        let pass = Pass { packed, ..self.pass(weights, input, cache.as_deref(), compute)? };
-        if let Some(cache) = cache.as_deref_mut() {
-            cache.begin(&input.positions)?;
-        }
+        let cache = cache.map(|cache| cache.begin(&input.positions)).transpose()?;
+        self.hidden_states_in(weights, packed, input, cache.as_ref(), compute)
+    }
+
+    /// The same where it has been said what the pass does with a cache.
+    pub(crate) fn hidden_states_in(
+        &self,
+        weights: &ParameterSet,
+        packed: &PackedWeights,
+        input: &ModelInput,
+        cache: Option<&CachePass>,
+        compute: &Compute,
+    ) -> Result<Tensor> {
+        let pass = Pass { packed, ..self.pass(weights, input, cache, compute)? };
         let mut hidden = self.embed(weights, input, compute)?;
         for layer in 0..self.layers() {
-            hidden = pass.layer(layer, &hidden, cache.as_deref_mut())?;
+            hidden = pass.layer(layer, &hidden, cache)?;
         }
         pass.norm(&hidden, LAST_NORM)
     }
@@ -172,7 +182,7 @@ impl Decoder {
         compute: &Compute,
     ) -> Result<Tensor> {
         let hidden = hidden.f_to_kind(compute.kind)?;
-        let logits = match packed.apply(self.head_name(), &hidden, None)? {
+        let logits = match packed.apply(self.head_name(), &hidden)? {
             Some(logits) => logits,
             None => hidden.f_linear(&weights.get(self.head_name())?.f_to_kind(compute.kind)?, None::<&Tensor>)?,
         };
@@ -181,7 +191,7 @@ impl Decoder {
 
     /// A cache for `rows` sequences of up to `capacity` tokens each.
     pub fn new_cache(&self, rows: i64, capacity: i64, compute: &Compute) -> Result<KvCache> {
-        KvCache::new(&self.config, rows, capacity, self.device, attention_kind(self.device, compute.kind))
+        KvCache::new(self, rows, capacity, attention_kind(self.device, compute.kind))
     }
 
     pub(super) fn layers(&self) -> usize {
@@ -196,10 +206,15 @@ impl Decoder {
         &'a self,
         weights: &'a ParameterSet,
         input: &ModelInput,
-        cache: Option<&KvCache>,
+        cache: Option<&CachePass>,
         compute: &Compute,
     ) -> Result<Pass<'a>> {
         let attention_kind = attention_kind(self.device, compute.kind);
+        let cached_rotation = cache.map(|cache| cache.rotation(&input.positions)).transpose()?.flatten();
+        let rotation = match cached_rotation {
+            Some(rotation) => rotation,
+            None => self.rope.at(&input.positions, attention_kind)?,
+        };
         Ok(Pass {
             config: &self.config,
             weights,
@@ -207,7 +222,7 @@ impl Decoder {
             kind: compute.kind,
             fused: compute.is_fused(self.device),
             attention_kind,
-            rotation: self.rope.at(&input.positions, attention_kind)?,
+            rotation,
             masks: LayerMasks::new(input, cache, self.config.sliding_window, attention_kind)?,
         })
     }

@@ -6,7 +6,7 @@ use super::ModelConfig;
 use super::mask::{LayerMask, LayerMasks, PairMask};
 use super::rope::Rotation;
 use crate::Result;
-use crate::generate::{KvCache, PackedWeights};
+use crate::generate::{CachePass, PackedWeights};
 use crate::native::fused;
 use crate::parameters::ParameterSet;
 
@@ -33,50 +33,75 @@ pub(crate) fn attention_kind(device: Device, kind: Kind) -> Kind {
 
 impl Pass<'_> {
     /// Layer `layer` on `hidden` (batch, tokens, hidden_size).
-    pub fn layer(&self, layer: usize, hidden: &Tensor, cache: Option<&mut KvCache>) -> Result<Tensor> {
+    pub fn layer(&self, layer: usize, hidden: &Tensor, cache: Option<&CachePass>) -> Result<Tensor> {
         let normed = self.norm(hidden, &format!("model.layers.{layer}.input_layernorm.weight"))?;
         let hidden = hidden.f_add(&self.attention(layer, &normed, cache)?)?;
         let normed = self.norm(&hidden, &format!("model.layers.{layer}.post_attention_layernorm.weight"))?;
         Ok(hidden.f_add(&self.feed_forward(layer, &normed)?)?)
     }
 
-    fn attention(&self, layer: usize, hidden: &Tensor, cache: Option<&mut KvCache>) -> Result<Tensor> {
+    fn attention(&self, layer: usize, hidden: &Tensor, cache: Option<&CachePass>) -> Result<Tensor> {
         let config = self.config;
         let (batch, tokens, _) = hidden.size3()?;
-        let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
-        let heads = |part: &str| -> Result<Tensor> {
-            let projected = self.linear(hidden, &name(part), config.qkv_bias)?;
-            Ok(projected.f_view([batch, tokens, -1, config.head_dim])?) // (batch, tokens, heads, head_dim)
-        };
-        let (mut query, mut key, value) = (heads("q_proj")?, heads("k_proj")?, heads("v_proj")?);
-        if config.qk_norm {
-            query = self.norm(&query, &name("q_norm.weight"))?;
-            key = self.norm(&key, &name("k_norm.weight"))?;
-        }
-        let rotated = |heads: Tensor| match self.fused {
-            true => fused::rotate(&heads, &self.rotation.cosine, &self.rotation.sine),
-            false => self.rotation.apply(&heads.f_to_kind(self.attention_kind)?),
-        };
-        // (batch, tokens, heads, head_dim) -> (batch, heads, tokens, head_dim)
-        let query = rotated(query)?.f_transpose(1, 2)?;
-        let key = rotated(key)?.f_transpose(1, 2)?;
-        let value = value.f_to_kind(self.attention_kind)?.f_transpose(1, 2)?;
+        let [query, key, value] = self.heads(layer, hidden)?;
         let (key, value) = match cache {
             Some(cache) => cache.append(layer, &key, &value)?,
             None => (key, value),
         };
+        // (batch, tokens, heads, head_dim) -> (batch, heads, tokens, head_dim)
+        let (query, key, value) = (query.f_transpose(1, 2)?, key.f_transpose(1, 2)?, value.f_transpose(1, 2)?);
         let mask = if config.sliding_layers[layer] { &self.masks.sliding } else { &self.masks.full };
         let attended = attend(&query, &key, &value, mask)?.f_to_kind(self.kind)?;
         // (batch, heads, tokens, head_dim) -> (batch, tokens, heads * head_dim)
         let attended = attended.f_transpose(1, 2)?.f_reshape([batch, tokens, -1])?;
-        self.linear(&attended, &name("o_proj"), config.output_bias)
+        self.linear(&attended, &format!("model.layers.{layer}.self_attn.o_proj"), config.output_bias)
+    }
+
+    /// Queries and keys, normed and rotated, and values of a layer's input, (batch, tokens, heads, head_dim), as attention
+    /// takes them.
+    fn heads(&self, layer: usize, hidden: &Tensor) -> Result<[Tensor; 3]> {
+        let config = self.config;
+        let (batch, tokens, _) = hidden.size3()?;
+        let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
+        let heads = |projected: Tensor| projected.f_view([batch, tokens, -1, config.head_dim]);
+        let rotated = |heads: Tensor| match self.fused {
+            true => fused::rotate(&heads, &self.rotation.cosine, &self.rotation.sine),
+            false => self.rotation.apply(&heads.f_to_kind(self.attention_kind)?),
+        };
+        let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
+        let (mut query, mut key, value) = match self.packed.apply(&name("qkv_proj.weight"), hidden)? {
+            Some(joined) => {
+                let joined = heads(joined)?;
+                let value = joined.f_narrow(2, queries + keys, keys)?.f_to_kind(self.attention_kind)?;
+                let rest = joined.f_narrow(2, 0, queries + keys)?;
+                if !config.qk_norm {
+                    let both = rotated(rest)?;
+                    return Ok([both.f_narrow(2, 0, queries)?, both.f_narrow(2, queries, keys)?, value]);
+                }
+                (rest.f_narrow(2, 0, queries)?, rest.f_narrow(2, queries, keys)?, value)
+            }
+            None => {
+                let project = |part: &str| self.linear(hidden, &name(part), config.qkv_bias);
+                (heads(project("q_proj")?)?, heads(project("k_proj")?)?, heads(project("v_proj")?)?)
+            }
+        };
+        if config.qk_norm {
+            query = self.norm(&query, &name("q_norm.weight"))?;
+            key = self.norm(&key, &name("k_norm.weight"))?;
+        }
+        Ok([rotated(query)?, rotated(key)?, value.f_to_kind(self.attention_kind)?])
     }
 
     fn feed_forward(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
-        let project = |input: &Tensor, part: &str| {
-            self.linear(input, &format!("model.layers.{layer}.mlp.{part}_proj"), self.config.mlp_bias)
+        let name = |part: &str| format!("model.layers.{layer}.mlp.{part}_proj");
+        let project = |input: &Tensor, part: &str| self.linear(input, &name(part), self.config.mlp_bias);
+        let (gate, up) = match self.packed.apply(&format!("{}.weight", name("gate_up")), hidden)? {
+            Some(joined) => {
+                let width = self.config.intermediate_size;
+                (joined.f_narrow(-1, 0, width)?, joined.f_narrow(-1, width, width)?)
+            }
+            None => (project(hidden, "gate")?, project(hidden, "up")?),
         };
-        let (gate, up) = (project(hidden, "gate")?, project(hidden, "up")?);
         let gated = if self.fused { fused::gated(&gate, &up)? } else { gate.f_silu()?.f_mul(&up)? };
         project(&gated, "down")
     }
@@ -92,14 +117,14 @@ impl Pass<'_> {
     }
 
     fn linear(&self, input: &Tensor, name: &str, bias: bool) -> Result<Tensor> {
+        let weight = format!("{name}.weight");
+        if let Some(output) = self.packed.apply(&weight, input)? {
+            return Ok(output);
+        }
         let bias = match bias {
             true => Some(self.weights.get(&format!("{name}.bias"))?.f_to_kind(self.kind)?),
             false => None,
         };
-        let weight = format!("{name}.weight");
-        if let Some(output) = self.packed.apply(&weight, input, bias.as_ref())? {
-            return Ok(output);
-        }
         Ok(input.f_linear(&self.weights.get(&weight)?.f_to_kind(self.kind)?, bias.as_ref())?)
     }
 }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::KvCache;
+use crate::generate::CachePass;
 use crate::{Error, Result};
 
 /// Tokens for a decoder, with their positions.
@@ -25,7 +25,7 @@ pub enum AttentionMask {
     /// Bool, (batch or 1, 1, queries, keys), true where the query attends to the key; keys are the cached tokens and
     /// then the input's own. Every query, padding too, must attend to something.
     Dense(Tensor),
-    /// One row that holds these pairs of sequences, one after the other. No pair sees another, and nothing is cached.
+    /// One row that holds these pairs of sequences, one after the other. No pair sees another, nor anything cached.
     Pairs(Vec<SharedPrefix>),
 }
 
@@ -73,8 +73,8 @@ impl ModelInput {
             let whole = pairs.iter().all(|pair| 0 <= pair.shared && pair.shared <= pair.first && pair.first > 0);
             if batch != 1 || cached != 0 || held != tokens || !whole {
                 return Err(Error::Argument(format!(
-                    "attention mask: expected one row of {tokens} tokens in pairs, nothing cached, found {batch} rows, \
-                     {cached} cached, and pairs {pairs:?}"
+                    "attention mask: expected one row of {tokens} tokens in pairs that attend to nothing cached, found \
+                     {batch} rows, {cached} cached, and pairs {pairs:?}"
                 )));
             }
         }
@@ -140,10 +140,13 @@ pub(super) struct LayerMasks {
 }
 
 impl LayerMasks {
-    pub fn new(input: &ModelInput, cache: Option<&KvCache>, window: Option<i64>, kind: Kind) -> Result<Self> {
-        let cached = cache.map_or(0, KvCache::used);
-        let (_, tokens) = input.sizes(cached)?;
-        let keys = cached + tokens;
+    pub fn new(input: &ModelInput, cache: Option<&CachePass>, window: Option<i64>, kind: Kind) -> Result<Self> {
+        let tokens = input.ids.size2()?.1;
+        let keys = cache.map_or(0, CachePass::keys).max(tokens);
+        input.sizes(keys - tokens)?;
+        let key_positions = || Tensor::f_arange(keys, (Kind::Int64, input.ids.device()))?.f_view([1, 1, 1, keys]);
+        // (batch, 1, queries, 1)
+        let query_positions = || input.positions.f_unsqueeze(1)?.f_unsqueeze(-1);
         if let AttentionMask::Pairs(pairs) = &input.mask {
             let masks = |window| -> Result<LayerMask> {
                 let mask = |pair: &SharedPrefix| PairMask::new(*pair, window, input.ids.device(), kind);
@@ -154,8 +157,11 @@ impl LayerMasks {
         let visible = match &input.mask {
             AttentionMask::Pairs(_) => None,
             AttentionMask::Dense(mask) => Some(mask.shallow_clone()),
+            AttentionMask::Causal if cache.is_some_and(CachePass::is_ragged) => {
+                Some(key_positions()?.f_le_tensor(&query_positions()?)?)
+            }
             // One query attends to all keys; the very first tokens are what plain causal attention is for.
-            AttentionMask::Causal if tokens == 1 || cached == 0 => None,
+            AttentionMask::Causal if tokens == 1 || tokens == keys => None,
             AttentionMask::Causal => Some(causal(tokens, keys, input.ids.device())?),
         };
         let plain = if tokens == 1 { LayerMask::Everything } else { LayerMask::Causal };
@@ -169,14 +175,12 @@ impl LayerMasks {
                     Some(visible) => visible,
                     None => causal(tokens, keys, input.ids.device())?,
                 };
+                // A cached token is in the slot of its position. (batch, 1, 1, keys)
                 let key_positions = match cache {
-                    Some(cache) => cache.positions_with(&input.positions)?,
-                    None => input.positions.shallow_clone(),
+                    Some(_) => key_positions()?,
+                    None => input.positions.f_unsqueeze(1)?.f_unsqueeze(1)?,
                 };
-                // (batch, 1, queries, 1) - (batch, 1, 1, keys)
-                let query_positions = input.positions.f_unsqueeze(1)?.f_unsqueeze(-1)?;
-                let key_positions = key_positions.f_unsqueeze(1)?.f_unsqueeze(1)?;
-                let near = query_positions.f_sub(&key_positions)?.f_lt(window)?;
+                let near = query_positions()?.f_sub(&key_positions)?.f_lt(window)?;
                 LayerMask::Additive(additive(&near.f_logical_and(&visible)?, kind)?)
             }
             _ => match &full {

@@ -187,6 +187,7 @@ pub struct Rope {
 }
 
 /// Cosines and sines of the rotation angles at a batch's positions: (batch, tokens, 1, head_dim / 2) each.
+#[derive(Debug)]
 pub struct Rotation {
     /// (batch, tokens, 1, head_dim / 2)
     pub(super) cosine: Tensor,
@@ -211,11 +212,14 @@ impl Rope {
         Ok(Rope { config, inverse_frequencies, attention_factor })
     }
 
+    /// Whether the rotation at a position depends on how long its sequence is.
+    pub fn depends_on_length(&self) -> bool {
+        matches!(self.config.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. })
+    }
+
     /// The rotation at `positions` (batch, tokens), as `kind`.
     pub fn at(&self, positions: &Tensor, kind: Kind) -> Result<Rotation> {
-        let depends_on_length =
-            matches!(self.config.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. });
-        let frequencies = if depends_on_length && positions.numel() > 0 {
+        let frequencies = if self.depends_on_length() && positions.numel() > 0 {
             let length = positions.f_max()?.f_int64_value(&[])? + 1;
             to_tensor(&inverse_frequencies(&self.config, length)?, positions.device())?
         } else {
@@ -233,6 +237,15 @@ impl Rope {
 }
 
 impl Rotation {
+    /// The rotations at `positions` (batch, tokens), where these are those of one sequence from position 0 on.
+    pub(crate) fn select(&self, positions: &Tensor) -> Result<Rotation> {
+        let (batch, tokens) = positions.size2()?;
+        let positions = positions.f_reshape([-1])?;
+        // (1, all tokens, 1, head_dim / 2) -> (batch, tokens, 1, head_dim / 2)
+        let select = |of_all: &Tensor| of_all.f_index_select(1, &positions)?.f_view([batch, tokens, 1, -1]);
+        Ok(Rotation { cosine: select(&self.cosine)?, sine: select(&self.sine)? })
+    }
+
     /// Rotates (batch, tokens, heads, head_dim): dimension i pairs with i + head_dim / 2.
     pub fn apply(&self, vectors: &Tensor) -> Result<Tensor> {
         let half = vectors.size().last().copied().unwrap_or(0) / 2;

@@ -1,6 +1,6 @@
 //! Generation by the golden models.
 
-use sapo_flow_training::generate::{Choice, Generation, Request, Sampling, Warpers, generate};
+use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, Warpers, generate};
 use sapo_flow_training::model::{Compute, Model};
 use tch::{Device, Kind};
 
@@ -22,12 +22,29 @@ fn cases() -> impl Iterator<Item = (Model, Vec<Vec<u32>>, Vec<Vec<u32>>)> {
 
 fn requests(prompts: &[Vec<u32>], max_new_tokens: usize) -> Vec<Request> {
     let request = |(prompt, seed): (&Vec<u32>, u64)| Request { prompt_ids: prompt.clone(), max_new_tokens, seed };
-    prompts.iter().zip(0..).map(request).collect()
+    // Not 0: one of its draws falls on two of qwen2's tokens whose logits differ by 8e-7, so that the order of sums decides.
+    prompts.iter().zip(100..).map(request).collect()
 }
 
 fn run(model: &Model, requests: &[Request], choice: Choice, eos_ids: &[u32]) -> Vec<Generation> {
-    let sampling = Sampling { choice, eos_ids: eos_ids.to_vec(), compute: F32, pack_weights: true };
+    run_by(model, requests, choice, eos_ids, Decoding::default())
+}
+
+fn run_by(model: &Model, requests: &[Request], choice: Choice, eos_ids: &[u32], decoding: Decoding) -> Vec<Generation> {
+    let sampling = Sampling { choice, eos_ids: eos_ids.to_vec(), compute: F32, decoding };
     generate(&model.decoder, &model.parameters, requests, &sampling).unwrap()
+}
+
+/// The plain way, and every way to be faster.
+fn ways() -> Vec<Decoding> {
+    let plain = Decoding { concurrent_responses: None, share_prompts: false, look_every: Some(1), pack_weights: false };
+    let mut ways = vec![plain, Decoding { share_prompts: true, ..plain }, Decoding { pack_weights: true, ..plain }];
+    for (look_every, concurrent_responses) in
+        [(1, Some(1)), (1, Some(2)), (1, None), (5, Some(2)), (2, None), (100, Some(1)), (100, None)]
+    {
+        ways.push(Decoding { concurrent_responses, look_every: Some(look_every), ..Decoding::default() });
+    }
+    ways
 }
 
 /// The first `tokens` up to the first end token.
@@ -51,22 +68,72 @@ fn greedy_tokens_alone_and_in_a_batch() {
     }
 }
 
-/// Rows end at different steps, by an end token and by their own max_new_tokens, and the others go on undisturbed.
+/// Rows end at different steps, by an end token and by their own max_new_tokens, and the others go on undisturbed. With
+/// fewer rows than requests, others take their place.
 #[test]
-fn rows_that_end_leave_the_batch() {
+fn rows_that_end_leave_the_batch_or_make_room() {
     for (model, prompts, expected) in cases() {
         let eos_ids = [expected[0][2], expected[1][7]];
         let mut requests = requests(&prompts, 12);
         requests[2].max_new_tokens = 5;
         requests.push(Request { max_new_tokens: 0, ..requests[0].clone() });
-        let generations = run(&model, &requests, Choice::Greedy, &eos_ids);
-        for (index, generation) in generations.iter().enumerate().take(3) {
-            let whole = &expected[index][..requests[index].max_new_tokens];
-            assert_eq!(generation.tokens, until_end(whole, &eos_ids));
-            assert_eq!(generation.ended, whole.iter().any(|token| eos_ids.contains(token)));
-            assert_eq!(generation.logps.len(), generation.tokens.len());
+        for way in ways() {
+            let generations = run_by(&model, &requests, Choice::Greedy, &eos_ids, way);
+            for (index, generation) in generations.iter().enumerate().take(3) {
+                let whole = &expected[index][..requests[index].max_new_tokens];
+                assert_eq!(generation.tokens, until_end(whole, &eos_ids), "{way:?}");
+                assert_eq!(generation.ended, whole.iter().any(|token| eos_ids.contains(token)));
+                assert_eq!(generation.logps.len(), generation.tokens.len());
+            }
+            assert_eq!(generations[3], Generation::default());
         }
-        assert_eq!(generations[3], Generation::default());
+    }
+}
+
+/// Every golden prompt with its greedy tokens, cut after each of the first of these, is to be continued by the others:
+/// prompts that begin like others, that are equal, and that are one token long.
+#[test]
+fn every_way_gives_the_greedy_tokens() {
+    for (model, prompts, expected) in cases() {
+        let mut requests = Vec::new();
+        let mut continuations = Vec::new();
+        for (prompt, expected) in prompts.iter().zip(&expected) {
+            for cut in [0, 0, 3, 1] {
+                let prompt_ids = [prompt, &expected[..cut]].concat();
+                // Until the same last token, and so for different numbers of steps.
+                let max_new_tokens = expected.len() - cut;
+                requests.push(Request { prompt_ids, max_new_tokens, seed: 0 });
+                continuations.push(expected[cut..].to_vec());
+            }
+        }
+        let whole = model.decoder.config.eos_token_ids.clone();
+        for way in ways() {
+            let generations = run_by(&model, &requests, Choice::Greedy, &[], way);
+            for (generation, expected) in generations.iter().zip(&continuations) {
+                let expected = until_end(expected, &whole);
+                assert_eq!(generation.tokens[..expected.len()], expected, "{way:?}");
+            }
+        }
+    }
+}
+
+/// Draws belong to a request and an index, so that neither its neighbours nor who draws decide.
+#[test]
+fn every_way_draws_the_same_tokens() {
+    for (model, prompts, _) in cases() {
+        let mut requests = requests(&prompts, 16);
+        // Several responses to a prompt, and a prompt of one token.
+        requests.extend(requests.clone().into_iter().map(|request| Request { seed: request.seed + 10, ..request }));
+        requests.push(Request { prompt_ids: vec![prompts[0][0]], max_new_tokens: 9, seed: 5 });
+        let expected = run_by(&model, &requests, Choice::Sample(WARPERS), &[], ways()[0]);
+        for way in ways() {
+            let found = run_by(&model, &requests, Choice::Sample(WARPERS), &[], way);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.tokens, expected.tokens, "{way:?}");
+                let pairs = found.logps.iter().zip(&expected.logps);
+                assert!(pairs.clone().all(|(left, right)| (left - right).abs() < 1e-4), "{way:?}");
+            }
+        }
     }
 }
 
@@ -83,6 +150,23 @@ fn sampled_tokens_depend_on_the_seed_alone() {
         }
         let other_seed = Request { seed: 1234, ..requests[0].clone() };
         assert_ne!(run(&model, &[other_seed], Choice::Sample(WARPERS), &[])[0].tokens, together[0].tokens);
+    }
+}
+
+/// More tokens tie than the device looks at first: it looks again, and draws as the host does.
+#[test]
+fn more_ties_than_looked_at_are_drawn_from() {
+    for (mut model, prompts, _) in cases() {
+        for (name, tensor) in model.parameters.iter_mut() {
+            if name == model.decoder.head_name() {
+                *tensor = tensor.zeros_like();
+            }
+        }
+        let choice = Choice::Sample(Warpers { top_k: Some(3), ..WARPERS });
+        let ways = [1, 4].map(|tokens| Decoding { look_every: Some(tokens), ..Decoding::default() });
+        let [host, device] = ways.map(|way| run_by(&model, &requests(&prompts, 16), choice, &[], way));
+        assert!(device.iter().flat_map(|generation| &generation.tokens).any(|&token| token > 100));
+        assert_eq!(device, host);
     }
 }
 
@@ -109,7 +193,7 @@ fn logps_are_those_of_a_pass_over_the_whole_sequence() {
 fn requests_that_cannot_be_continued_are_errors() {
     let (model, prompts, _) = cases().next().unwrap();
     let error = |request: Request, choice: Choice| {
-        let sampling = Sampling { choice, eos_ids: vec![], compute: F32, pack_weights: true };
+        let sampling = Sampling { choice, eos_ids: vec![], compute: F32, decoding: Decoding::default() };
         generate(&model.decoder, &model.parameters, &[request], &sampling).unwrap_err().to_string()
     };
     let fine = requests(&prompts, 1).remove(0);

@@ -4,7 +4,7 @@
 //! Without it these tests say so and pass.
 
 use crate::golden;
-use sapo_flow_training::generate::{Choice, Request, Sampling, generate};
+use sapo_flow_training::generate::{Choice, Decoding, Request, Sampling, generate};
 use sapo_flow_training::model::{AttentionMask, Compute, Model, ModelInput};
 use sapo_flow_training::text::{ChatTemplate, Message, TextTokenizer, encode_conversation, encode_prompt};
 use serde_json::Value;
@@ -104,7 +104,8 @@ fn greedy_answers_are_those_of_transformers() {
     let cases: Vec<Value> = serde_json::from_str(include_str!("smollm2_greedy.json")).unwrap();
     let request = |case: &Value| Request { prompt_ids: golden::tokens(&case["ids"]), max_new_tokens: 16, seed: 0 };
     let requests: Vec<Request> = cases.iter().map(request).collect();
-    let sampling = Sampling { choice: Choice::Greedy, eos_ids: Vec::new(), compute: COMPUTE, pack_weights: true };
+    let sampling =
+        Sampling { choice: Choice::Greedy, eos_ids: Vec::new(), compute: COMPUTE, decoding: Decoding::default() };
     let answers = generate(&decoder, &parameters, &requests, &sampling).unwrap();
     for (case, answer) in cases.iter().zip(answers) {
         assert_eq!(answer.tokens, golden::tokens(&case["greedy_16"]));

@@ -1,6 +1,6 @@
 //! Temperature, top-k and top-p against transformers' warpers.
 
-use sapo_flow_training::generate::{Choice, Warpers, choose};
+use sapo_flow_training::generate::{Choice, Warpers, choose, choose_on_device};
 use tch::Tensor;
 
 use crate::golden;
@@ -51,7 +51,15 @@ fn chosen_tokens_have_these_probabilities() {
         for (logits, expected) in rows {
             let logits: Vec<f32> = logits.iter().map(|&logit| logit as f32).collect();
             let batch = Tensor::from_slice(&logits).unsqueeze(0).repeat([DRAWS as i64, 1]);
-            let chosen = choose(&batch, &Choice::Sample(warpers), |row| (row as f64 + 0.5) / DRAWS as f64).unwrap();
+            let draws: Vec<f64> = (0..DRAWS).map(|row| (row as f64 + 0.5) / DRAWS as f64).collect();
+            let chosen = choose(&batch, &Choice::Sample(warpers), |row| draws[row]).unwrap();
+            // The device's way of choosing is another implementation of the same.
+            let draws = Tensor::from_slice(&draws);
+            let drawn = choose_on_device(&batch, &Choice::Sample(warpers), &draws, false).unwrap();
+            let tokens: Vec<i64> = chosen.iter().map(|chosen| i64::from(chosen.token)).collect();
+            assert_eq!(Vec::<i64>::try_from(drawn.tokens).unwrap(), tokens);
+            let logps: Vec<f64> = chosen.iter().map(|chosen| f64::from(chosen.logp)).collect();
+            golden::assert_close("logps", &Vec::<f64>::try_from(drawn.logps).unwrap(), &logps, 1e-5);
             let mut counts = vec![0usize; logits.len()];
             chosen.iter().for_each(|chosen| counts[chosen.token as usize] += 1);
             for (token, (&count, probability)) in counts.iter().zip(expected).enumerate() {

@@ -1,0 +1,71 @@
+//! How a sampler arranges its work: the keys that operators which generate have in common.
+
+use sapo_flow_engine::operator::ConfigIssue;
+use sapo_flow_training::generate::Decoding;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// What an operator that generates takes under `with.decoding`. What is generated depends on it by no more than the order
+/// of floating-point sums.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DecodingConfig {
+    /// Most responses under way at a time: when one ends, the next prompt takes its place. Without it all are, at once.
+    pub concurrent_responses: Option<usize>,
+    /// Run a prompt through the model once for all its responses, and with it those that it begins with; false is the
+    /// plain way.
+    pub share_prompts: bool,
+    /// Tokens drawn on the device before the host looks which responses have ended. 1 is the plain way: the host draws
+    /// each token. Without it 16 on a GPU, and 1 on a CPU.
+    pub look_every: Option<usize>,
+    /// Lay the weights out anew for decoding on a CPU, where that pays; false is the plain way.
+    pub pack_weights: bool,
+}
+
+impl Default for DecodingConfig {
+    fn default() -> Self {
+        let Decoding { concurrent_responses, share_prompts, look_every, pack_weights } = Decoding::default();
+        DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights }
+    }
+}
+
+impl DecodingConfig {
+    /// As the training core takes it.
+    pub fn settings(self) -> Decoding {
+        let DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights } = self;
+        Decoding { concurrent_responses, share_prompts, look_every, pack_weights }
+    }
+
+    /// What is wrong with it.
+    pub fn issues(self) -> Vec<ConfigIssue> {
+        let numbers =
+            [("decoding.concurrent_responses", self.concurrent_responses), ("decoding.look_every", self.look_every)];
+        let zeros = numbers.into_iter().filter(|(_, number)| *number == Some(0));
+        zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(yaml: &str) -> DecodingConfig {
+        serde_yaml::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_fast_as_can_be() {
+        assert_eq!(config("{}").settings(), Decoding::default());
+        let plain = config("{share_prompts: false, look_every: 1, pack_weights: false}").settings();
+        let expected =
+            Decoding { concurrent_responses: None, share_prompts: false, look_every: Some(1), pack_weights: false };
+        assert_eq!(plain, expected);
+    }
+
+    #[test]
+    fn zeros_are_named() {
+        let issues = config("{concurrent_responses: 0, look_every: 0}").issues();
+        let keys: Vec<&str> = issues.iter().map(|issue| issue.key.as_str()).collect();
+        assert_eq!(keys, ["decoding.concurrent_responses", "decoding.look_every"]);
+    }
+}

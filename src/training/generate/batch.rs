@@ -1,0 +1,252 @@
+//! The responses under way.
+
+use std::collections::VecDeque;
+
+use tch::Tensor;
+
+use super::choice::{host_floats, host_ids, not_finite};
+use super::on_device::Drawn;
+use super::prefill::{Prompt, prefill};
+use super::{Chosen, Generation, KvCache, PackedWeights, Request, Sampling, choose, choose_on_device, random};
+use crate::Result;
+use crate::model::{AttentionMask, Decoder, ModelInput};
+use crate::parameters::ParameterSet;
+
+/// The stream of a request's seed that its tokens are drawn from.
+const TOKEN_STREAM: u64 = 0;
+
+/// The rows that are being continued, and the requests that wait for one.
+///
+/// Tokens are chosen for all rows, once or several times; then the host looks at them. Rows that have ended go to
+/// requests that wait, or leave.
+pub(super) struct Batch<'a> {
+    decoder: &'a Decoder,
+    weights: ParameterSet,
+    packed: PackedWeights,
+    requests: &'a [Request],
+    sampling: &'a Sampling,
+    generations: Vec<Generation>,
+    waiting: VecDeque<usize>,
+    /// Index of each row's request.
+    active: Vec<usize>,
+    cache: KvCache,
+    /// The last hidden state of each row, (rows, hidden_size).
+    hidden: Tensor,
+}
+
+impl<'a> Batch<'a> {
+    /// Runs the first prompts through the decoder.
+    pub fn start(
+        decoder: &'a Decoder,
+        weights: &ParameterSet,
+        requests: &'a [Request],
+        sampling: &'a Sampling,
+    ) -> Result<Self> {
+        let decoding = &sampling.decoding;
+        // Once for all tokens, where training converts the weights in each pass.
+        let mut weights = weights.to_kind(sampling.compute.kind);
+        let mut waiting: VecDeque<usize> =
+            (0..requests.len()).filter(|&index| requests[index].max_new_tokens > 0).collect();
+        let rows = decoding.rows(waiting.len());
+        // The last token is never fed.
+        let slots = |&index: &usize| requests[index].prompt_ids.len() + requests[index].max_new_tokens - 1;
+        let capacity = waiting.iter().map(slots).max().unwrap_or(0);
+        let new_tokens = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
+        let active: Vec<usize> = waiting.drain(..rows).collect();
+        let mut cache = decoder.new_cache(rows as i64, capacity as i64, &sampling.compute)?;
+        let prompts = active.iter().enumerate().map(|(row, &index)| Prompt { row, ids: &requests[index].prompt_ids });
+        let prompts: Vec<Prompt> = prompts.collect();
+        let hidden = match prompts.is_empty() {
+            true => Tensor::new(),
+            false => prefill(decoder, &weights, &prompts, &mut cache, &sampling.compute, decoding.share_prompts)?,
+        };
+        // Only now: the prompts' many tokens are best served by the plain layout.
+        let packed = match decoding.pack_weights && PackedWeights::pay(decoder, new_tokens) {
+            // Prompts will come when rows are free.
+            true if !waiting.is_empty() => {
+                PackedWeights::take_from(&mut weights.shallow_clone(), decoder, rows as i64)?
+            }
+            true => PackedWeights::take_from(&mut weights, decoder, rows as i64)?,
+            false => PackedWeights::default(),
+        };
+        let generations = vec![Generation::default(); requests.len()];
+        Ok(Batch { decoder, weights, packed, requests, sampling, generations, waiting, active, cache, hidden })
+    }
+
+    /// Generates until nothing is left to be done.
+    pub fn finish(mut self) -> Result<Vec<Generation>> {
+        while !self.active.is_empty() {
+            let chosen = match self.sampling.decoding.look_every(self.decoder.device) {
+                1 => self.choose()?,
+                tokens => self.choose_ahead(tokens)?,
+            };
+            self.look(&chosen)?;
+        }
+        Ok(self.generations)
+    }
+
+    /// Chooses the next token of each row on the host.
+    fn choose(&self) -> Result<Vec<Vec<Chosen>>> {
+        let chosen = choose(&self.logits(&self.hidden)?, &self.sampling.choice, |row| self.draw(row, 0))?;
+        Ok(chosen.into_iter().map(|chosen| vec![chosen]).collect())
+    }
+
+    /// Chooses the next tokens of each row on the device, at most `tokens`. What comes after a row's end means nothing.
+    fn choose_ahead(&mut self, tokens: usize) -> Result<Vec<Vec<Chosen>>> {
+        let longest = self.active.iter().map(|&request| self.tokens_left(request)).max().unwrap_or(0);
+        // All but the last of them are fed before the host looks again, and the longest row has room for its own.
+        let tokens = tokens.min(longest).min(self.cache.left() as usize + 1);
+        let mut drawn = self.draw_ahead(tokens, false)?;
+        let missed: Vec<&Tensor> = drawn.iter().map(|drawn| &drawn.missed_ties).collect();
+        if Tensor::f_stack(&missed, 0)?.f_any()?.f_int64_value(&[])? != 0 {
+            self.cache.forget(tokens as i64 - 1);
+            drawn = self.draw_ahead(tokens, true)?;
+        }
+        let rows = self.active.len();
+        let ids: Vec<&Tensor> = drawn.iter().map(|drawn| &drawn.tokens).collect();
+        let logps: Vec<&Tensor> = drawn.iter().map(|drawn| &drawn.logps).collect();
+        let (ids, logps) = (host_ids(&Tensor::f_stack(&ids, 1)?)?, host_floats(&Tensor::f_stack(&logps, 1)?)?);
+        if let Some(bad) = logps.iter().position(|logp| !logp.is_finite()) {
+            return Err(not_finite(bad / tokens, rows));
+        }
+        let chosen: Vec<Chosen> =
+            ids.into_iter().zip(logps).map(|(id, logp)| Chosen { token: id as u32, logp }).collect();
+        Ok(chosen.chunks(tokens).map(<[Chosen]>::to_vec).collect())
+    }
+
+    /// Draws so many tokens one after the other without a look at them.
+    fn draw_ahead(&mut self, tokens: usize, whole: bool) -> Result<Vec<Drawn>> {
+        let rows = self.active.len();
+        let draws: Vec<f64> = (0..tokens)
+            .flat_map(|ahead| (0..rows).map(move |row| (row, ahead)))
+            .map(|(row, ahead)| self.draw(row, ahead))
+            .collect();
+        let draws = Tensor::f_from_slice(&draws)?.f_view([tokens as i64, rows as i64])?;
+        let draws = draws.f_to_device(self.decoder.device)?;
+        let mut positions = self.positions()?;
+        let mut hidden = self.hidden.shallow_clone();
+        let mut drawn: Vec<Drawn> = Vec::with_capacity(tokens);
+        for ahead in 0..tokens {
+            if let Some(last) = drawn.last() {
+                hidden = self.feed(&last.tokens.f_unsqueeze(1)?, &positions)?;
+                positions = positions.f_add_scalar(1)?;
+            }
+            let draws = draws.f_select(0, ahead as i64)?;
+            drawn.push(choose_on_device(&self.logits(&hidden)?, &self.sampling.choice, &draws, whole)?);
+        }
+        Ok(drawn)
+    }
+
+    /// Takes what was chosen into the responses, lets rows that have ended go, and feeds the others' last tokens.
+    fn look(&mut self, chosen: &[Vec<Chosen>]) -> Result<()> {
+        let mut last: Vec<Option<u32>> = Vec::with_capacity(chosen.len());
+        for (row, chosen) in chosen.iter().enumerate() {
+            last.push(self.record(self.active[row], chosen));
+        }
+        let free: Vec<usize> = (0..last.len()).filter(|&row| last[row].is_none()).collect();
+        self.admit(&free, &mut last)?;
+        let going_on: Vec<usize> = (0..last.len()).filter(|&row| last[row].is_some()).collect();
+        let kept = close_gaps(&going_on);
+        if kept.len() < last.len() {
+            self.active = kept.iter().map(|&row| self.active[row]).collect();
+            self.cache.keep_rows(&kept)?;
+        }
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let tokens: Vec<i64> = kept.iter().filter_map(|&row| last[row].map(i64::from)).collect();
+        let (tokens, positions) = (self.column(&tokens)?, self.positions()?);
+        self.hidden = self.feed(&tokens, &positions)?;
+        Ok(())
+    }
+
+    /// Adds tokens to a response until it ends. Returns its last one if it goes on.
+    fn record(&mut self, request: usize, chosen: &[Chosen]) -> Option<u32> {
+        for chosen in chosen {
+            let generation = &mut self.generations[request];
+            generation.tokens.push(chosen.token);
+            generation.logps.push(chosen.logp);
+            generation.ended = self.sampling.eos_ids.contains(&chosen.token);
+            if generation.ended || self.tokens_left(request) == 0 {
+                return None;
+            }
+        }
+        self.generations[request].tokens.last().copied()
+    }
+
+    /// Gives free rows to requests that wait. All but the last token of their prompts are run through the decoder here;
+    /// the last is to be fed with the other rows' tokens.
+    fn admit(&mut self, free: &[usize], last: &mut [Option<u32>]) -> Result<()> {
+        let mut prompts = Vec::new();
+        for &row in free {
+            let Some(request) = self.waiting.pop_front() else { break };
+            self.active[row] = request;
+            self.cache.clear_row(row);
+            if let Some((&token, ids)) = self.requests[request].prompt_ids.split_last() {
+                last[row] = Some(token);
+                prompts.push(Prompt { row, ids });
+            }
+        }
+        prompts.retain(|prompt| !prompt.ids.is_empty());
+        if prompts.is_empty() {
+            return Ok(());
+        }
+        let Sampling { compute, decoding, .. } = self.sampling;
+        let _ = prefill(self.decoder, &self.weights, &prompts, &mut self.cache, compute, decoding.share_prompts)?;
+        Ok(())
+    }
+
+    /// Runs one token a row, (rows, 1), through the decoder; returns the hidden states (rows, hidden_size) at them.
+    fn feed(&mut self, tokens: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        let (ids, positions) = (tokens.shallow_clone(), positions.shallow_clone());
+        let input = ModelInput { ids, positions, mask: AttentionMask::Causal };
+        let compute = &self.sampling.compute;
+        let hidden =
+            self.decoder.hidden_states_with(&self.weights, &self.packed, &input, Some(&mut self.cache), compute)?;
+        Ok(hidden.f_squeeze_dim(1)?)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.decoder.logits_with(&self.weights, &self.packed, hidden, &self.sampling.compute)
+    }
+
+    /// The number that decides a row's next token, or one further ahead.
+    fn draw(&self, row: usize, ahead: usize) -> f64 {
+        let request = self.active[row];
+        let index = self.generations[request].tokens.len() + ahead;
+        random::uniform(self.requests[request].seed, TOKEN_STREAM, index as u64)
+    }
+
+    fn tokens_left(&self, request: usize) -> usize {
+        self.requests[request].max_new_tokens - self.generations[request].tokens.len()
+    }
+
+    /// Positions of the rows' next tokens, (rows, 1).
+    fn positions(&self) -> Result<Tensor> {
+        self.column(self.cache.lengths())
+    }
+
+    fn column(&self, values: &[i64]) -> Result<Tensor> {
+        Ok(Tensor::f_from_slice(values)?.f_to_device(self.decoder.device)?.f_unsqueeze(1)?)
+    }
+}
+
+/// Orders rising row numbers so that few rows move: a row that fits where it is stays, the last ones fill the gaps.
+fn close_gaps(survivors: &[usize]) -> Vec<usize> {
+    let count = survivors.len();
+    let mut movers = survivors.iter().copied().filter(|&row| row >= count);
+    let stays = |row: usize| survivors.binary_search(&row).is_ok();
+    (0..count).filter_map(|row| if stays(row) { Some(row) } else { movers.next() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::close_gaps;
+
+    #[test]
+    fn the_last_rows_fill_the_gaps() {
+        assert_eq!(close_gaps(&[0, 1, 2]), [0, 1, 2]);
+        assert_eq!(close_gaps(&[1, 2, 4, 6]), [4, 1, 2, 6]);
+        assert_eq!(close_gaps(&[5]), [5]);
+    }
+}
