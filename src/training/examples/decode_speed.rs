@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         .collect();
                     let warpers = Warpers { temperature: 0.7, top_k: Some(50), top_p: Some(0.95) };
                     let choice = Choice::Sample(warpers);
-                    let sampling = Sampling { choice, eos_ids: vec![], compute: Compute { kind }, decoding };
+                    let sampling = Sampling { choice, eos_ids: vec![], compute: Compute::new(kind), decoding };
                     fastest(3, || generate(&model.decoder, &model.parameters, &requests, &sampling).map(|g| g.len()))
                 };
                 let (few, many) = (time(FEW), time(MANY));
