@@ -173,3 +173,50 @@ fn tables_have_means_and_deviations_over_seeds() {
     let (code, _, stderr) = outcome(here.path(), &["runs", "table", "runs/failed"]);
     assert_eq!((code, stderr.as_str()), (Some(1), "error: no run is finished\n"));
 }
+
+#[test]
+fn what_differs_in_more_than_its_seed_is_not_averaged() {
+    let here = tempfile::tempdir().unwrap();
+    let runs = here.path().join("runs");
+    for (name, seed, loss) in [("a", 1, 2.0), ("b", 2, 4.0), ("c", 3, 6.0), ("d", 4, 8.0)] {
+        write_run(&runs, name, 0.5, seed, &finished(), &[loss]);
+    }
+    // The file was edited before the third run, without any of its params; and the data before the fourth.
+    let pipeline = runs.join("c/pipeline.yaml");
+    let text = fs::read_to_string(&pipeline).unwrap();
+    fs::write(&pipeline, text.replace("\"decay\":0.5", "\"decay\":0.75")).unwrap();
+    let manifest = runs.join("d/manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("\"files\":{}", r#""files":{"chats.jsonl":{"bytes":3,"sha256":"abc"}}"#)).unwrap();
+    assert_eq!(
+        said(here.path(), &["runs", "table", "--format", "markdown"]),
+        "\
+| pipeline | nodes.ema.with.decay | sha256 of chats.jsonl | n | loss |
+|---|---|---|---|---|
+| p.yaml | 0.5 | - | 2 | 3.0000 ± 1.4142 |
+| p.yaml | 0.75 | - | 1 | 6.0000 |
+| p.yaml | 0.5 | abc | 1 | 8.0000 |
+"
+    );
+}
+
+#[test]
+fn a_seed_that_ran_twice_is_told() {
+    let here = tempfile::tempdir().unwrap();
+    let runs = here.path().join("runs");
+    for (name, seed, loss) in [("a", 1, 2.0), ("b", 1, 2.0), ("c", 3, 5.0)] {
+        write_run(&runs, name, 0.5, seed, &finished(), &[loss]);
+    }
+    // Losses 2, 2, 5: mean 3, squares 1 + 1 + 4 over 2.
+    assert_eq!(
+        said(here.path(), &["runs", "table"]),
+        "\
+pipeline  n          seeds             loss
+p.yaml    3  1 (2 runs), 3  3.0000 ± 1.7321
+note: runs with the same seed are repetitions, no further samples; n counts every run
+"
+    );
+    let table = parsed(&said(here.path(), &["runs", "table", "--format", "json"]));
+    assert_eq!(table[0]["seeds"], json!([1, 1, 3]));
+    assert_eq!(table[0]["repeated_seeds"], json!([1]));
+}

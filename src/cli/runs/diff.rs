@@ -1,15 +1,12 @@
 //! `sapo-flow runs diff`: two runs side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 
-use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use super::found::Run;
 use super::page;
 use crate::cli::args::{PageFormat, RunsDiffArgs};
-use crate::cli::directory::PIPELINE;
 use crate::cli::report::number;
 use crate::cli::{Outcome, terminal};
 
@@ -20,7 +17,7 @@ pub fn diff(args: &RunsDiffArgs) -> Outcome {
         run.manifest.params.clone().unwrap_or_default().into_iter().collect()
     };
     let params = differences(&params(&first), &params(&second));
-    let pipeline = differences(&settings(&first)?, &settings(&second)?);
+    let pipeline = differences(&first.settings()?, &second.settings()?);
     let metrics: Vec<(String, [Option<f64>; 2])> = first
         .metrics
         .keys()
@@ -74,27 +71,4 @@ fn differences(first: &BTreeMap<String, Value>, second: &BTreeMap<String, Value>
         .map(|name| (name.clone(), [first.get(name).cloned(), second.get(name).cloned()]))
         .filter(|(_, [a, b])| a != b)
         .collect()
-}
-
-/// The values of the pipeline that ran, by dotted key.
-fn settings(run: &Run) -> anyhow::Result<BTreeMap<String, Value>> {
-    let path = run.directory.join(PIPELINE);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let pipeline: Value = serde_yaml::from_str(&text).with_context(|| path.display().to_string())?;
-    let mut found = BTreeMap::new();
-    flatten(String::new(), &pipeline, &mut found);
-    Ok(found)
-}
-
-fn flatten(name: String, value: &Value, found: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(entries) if !entries.is_empty() => {
-            for (key, value) in entries {
-                flatten(if name.is_empty() { key.clone() } else { format!("{name}.{key}") }, value, found);
-            }
-        }
-        value => {
-            found.insert(name, value.clone());
-        }
-    }
 }

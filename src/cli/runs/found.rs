@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::cli::directory::PIPELINE;
 use crate::cli::lock;
 use crate::cli::manifest::{self, Ended, Ending, Manifest};
 
@@ -85,6 +86,19 @@ impl Run {
         self.state == State::Finished
     }
 
+    /// The values of the pipeline that ran, by dotted key.
+    ///
+    /// # Errors
+    /// When its `pipeline.yaml` cannot be read.
+    pub fn settings(&self) -> anyhow::Result<BTreeMap<String, Value>> {
+        let path = self.directory.join(PIPELINE);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let pipeline: Value = serde_yaml::from_str(&text).with_context(|| path.display().to_string())?;
+        let mut found = BTreeMap::new();
+        flatten(String::new(), &pipeline, &mut found);
+        Ok(found)
+    }
+
     /// The directory, as text.
     pub fn name(&self) -> String {
         self.directory.display().to_string()
@@ -121,6 +135,19 @@ fn collect(directory: &Path, levels: usize, runs: &mut Vec<Run>) -> anyhow::Resu
         inner.iter().try_for_each(|inner| collect(inner, levels - 1, runs))?;
     }
     Ok(())
+}
+
+fn flatten(name: String, value: &Value, found: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(entries) if !entries.is_empty() => {
+            for (key, value) in entries {
+                flatten(if name.is_empty() { key.clone() } else { format!("{name}.{key}") }, value, found);
+            }
+        }
+        value => {
+            found.insert(name, value.clone());
+        }
+    }
 }
 
 /// The last step that was written, and the last value of each metric. A last line that is not whole is left out: the

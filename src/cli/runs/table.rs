@@ -1,6 +1,6 @@
 //! `sapo-flow runs table`: finished runs, those that differ in nothing but their seed taken together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use sapo_flow_engine::pipeline::closest;
@@ -10,25 +10,36 @@ use serde_json::{Map, Value};
 use super::found::Run;
 use super::page;
 use crate::cli::args::PageFormat;
+use crate::cli::directory::PIPELINE;
 use crate::cli::report::number;
 
 /// Metrics that are shown where none is asked for.
 const USUAL: [&str; 4] = ["loss", "eval_nll", "eval_accuracy", "eval_margin"];
 
-/// Runs of one pipeline with the same parameters.
+/// Runs that differ in their seed alone: the same pipeline with all parameters filled in, on the same files, in the
+/// same arithmetic.
 #[derive(Debug, Serialize)]
 pub struct Group {
     /// The pipeline's file.
     pipeline: String,
     /// The parameters that differ between groups.
     params: Map<String, Value>,
-    /// Seeds of the runs.
+    /// What else sets groups apart whose parameters do not: a key of the pipeline, a file's hash, the device.
+    settings: Map<String, Value>,
+    /// Seeds of the runs, each as often as it ran.
     seeds: Vec<u64>,
+    /// Seeds with more than one run.
+    repeated_seeds: Vec<u64>,
     /// Their directories.
     runs: Vec<String>,
     /// By metric.
     metrics: Map<String, Value>,
+    #[serde(skip)]
+    experiment: Option<Experiment>,
 }
+
+/// All that a run's results follow from, but for its seed.
+type Experiment = BTreeMap<String, Value>;
 
 /// Mean and spread of a metric over runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -74,25 +85,68 @@ pub fn written(runs: &[Run], metrics: &[String], format: PageFormat) -> anyhow::
         bail!("no run is finished");
     }
     let metrics = chosen(&runs, metrics)?;
-    let groups = groups(&runs, &metrics);
+    let groups = groups(&runs, &metrics)?;
     if matches!(format, PageFormat::Json) {
         return Ok(serde_json::to_string_pretty(&groups)? + "\n");
     }
+    Ok(format!("{}{}", page::rows(&rows(&groups, &runs, &metrics), format), notes(&groups, format)))
+}
+
+/// A row for each group, after the heads.
+fn rows(groups: &[Group], runs: &[&Run], metrics: &[String]) -> Vec<Vec<String>> {
     let several_pipelines = groups.iter().any(|group| group.pipeline != groups[0].pipeline);
-    let names: BTreeSet<&String> = groups.iter().flat_map(|group| group.params.keys()).collect();
-    let named = several_pipelines || names.is_empty();
-    let heads = named.then(|| "pipeline".to_owned()).into_iter().chain(names.iter().map(|name| (*name).clone()));
-    let mut rows = vec![heads.chain(["n".to_owned()]).chain(metrics.iter().cloned()).collect::<Vec<_>>()];
-    for group in &groups {
-        let params = names.iter().map(|name| group.params.get(*name).map_or("-".to_owned(), page::plain));
-        let values = metrics.iter().map(|metric| match spread(&values(&runs, group, metric)) {
+    let params: BTreeSet<&String> = groups.iter().flat_map(|group| group.params.keys()).collect();
+    let settings: BTreeSet<&String> = groups.iter().flat_map(|group| group.settings.keys()).collect();
+    let named = several_pipelines || params.is_empty();
+    let repeated = groups.iter().any(|group| !group.repeated_seeds.is_empty());
+    let mut heads: Vec<String> = Vec::new();
+    heads.extend(named.then(|| "pipeline".to_owned()));
+    heads.extend(params.iter().chain(&settings).map(|name| (*name).clone()));
+    heads.push("n".to_owned());
+    heads.extend(repeated.then(|| "seeds".to_owned()));
+    heads.extend(metrics.iter().cloned());
+    let mut rows = vec![heads];
+    for group in groups {
+        let text = |value: Option<&Value>| value.filter(|value| !value.is_null()).map_or("-".to_owned(), page::plain);
+        let mut row: Vec<String> = Vec::new();
+        row.extend(named.then(|| group.pipeline.clone()));
+        row.extend(params.iter().map(|name| text(group.params.get(*name))));
+        row.extend(settings.iter().map(|name| text(group.settings.get(*name))));
+        row.push(group.runs.len().to_string());
+        row.extend(repeated.then(|| group.seeds_with_counts()));
+        row.extend(metrics.iter().map(|metric| match spread(&values(runs, group, metric)) {
             Some(spread) => spread.to_text(),
             None => "-".to_owned(),
-        });
-        let pipeline = named.then(|| group.pipeline.clone()).into_iter();
-        rows.push(pipeline.chain(params).chain([group.runs.len().to_string()]).chain(values).collect());
+        }));
+        rows.push(row);
     }
-    Ok(page::rows(&rows, format))
+    rows
+}
+
+/// What a reader of the table must not take for more than it is.
+fn notes(groups: &[Group], format: PageFormat) -> String {
+    if groups.iter().all(|group| group.repeated_seeds.is_empty()) {
+        return String::new();
+    }
+    let separator = if matches!(format, PageFormat::Markdown) { "\n" } else { "" };
+    format!("{separator}note: runs with the same seed are repetitions, no further samples; n counts every run\n")
+}
+
+impl Group {
+    /// `1 (2 runs), 3`
+    fn seeds_with_counts(&self) -> String {
+        let seeds: BTreeSet<u64> = self.seeds.iter().copied().collect();
+        let texts = seeds.iter().map(|seed| match self.seeds.iter().filter(|other| *other == seed).count() {
+            1 => seed.to_string(),
+            times => format!("{seed} ({times} runs)"),
+        });
+        texts.collect::<Vec<_>>().join(", ")
+    }
+
+    /// What the tables show of it so far.
+    fn shown(&self) -> (&String, &Map<String, Value>, &Map<String, Value>) {
+        (&self.pipeline, &self.params, &self.settings)
+    }
 }
 
 /// The metrics asked for, or else those of the usual ones that there are.
@@ -109,7 +163,7 @@ fn chosen(runs: &[&Run], metrics: &[String]) -> anyhow::Result<Vec<String>> {
     Ok(metrics.to_vec())
 }
 
-fn groups(runs: &[&Run], metrics: &[String]) -> Vec<Group> {
+fn groups(runs: &[&Run], metrics: &[String]) -> anyhow::Result<Vec<Group>> {
     let params = |run: &Run| {
         let mut params = run.manifest.params.clone().unwrap_or_default();
         params.shift_remove("seed");
@@ -118,28 +172,36 @@ fn groups(runs: &[&Run], metrics: &[String]) -> Vec<Group> {
     // Parameters that all runs share say nothing about what sets these apart.
     let first = params(runs[0]);
     let differs = |name: &String| runs.iter().any(|run| params(run).get(name) != first.get(name));
-    let mut groups: Vec<(Map<String, Value>, Group)> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
     for run in runs {
-        let (pipeline, params) = (run.manifest.pipeline.display().to_string(), params(run));
-        let same = |group: &&mut (Map<String, Value>, Group)| {
-            // What is not known of a run may set it apart.
-            run.manifest.params.is_some() && group.1.pipeline == pipeline && group.0 == params
-        };
+        let experiment = experiment(run)?;
+        // What is not known of a run may set it apart.
+        let same = |group: &&mut Group| experiment.is_some() && group.experiment == experiment;
         let group = match groups.iter_mut().find(same) {
-            Some((_, group)) => group,
+            Some(group) => group,
             None => {
-                let shown = params.iter().filter(|(name, _)| differs(name));
-                let shown = shown.map(|(name, value)| (name.clone(), value.clone())).collect();
-                let (seeds, names, metrics) = (Vec::new(), Vec::new(), Map::new());
-                groups.push((params, Group { pipeline, params: shown, seeds, runs: names, metrics }));
+                let shown = params(run).into_iter().filter(|(name, _)| differs(name)).collect();
+                groups.push(Group {
+                    pipeline: run.manifest.pipeline.display().to_string(),
+                    params: shown,
+                    settings: Map::new(),
+                    seeds: Vec::new(),
+                    repeated_seeds: Vec::new(),
+                    runs: Vec::new(),
+                    metrics: Map::new(),
+                    experiment,
+                });
                 let last = groups.len() - 1;
-                &mut groups[last].1
+                &mut groups[last]
             }
         };
+        if group.seeds.contains(&run.manifest.seed) && !group.repeated_seeds.contains(&run.manifest.seed) {
+            group.repeated_seeds.push(run.manifest.seed);
+        }
         group.seeds.push(run.manifest.seed);
         group.runs.push(run.name());
     }
-    let mut groups: Vec<Group> = groups.into_iter().map(|(_, group)| group).collect();
+    tell_apart(&mut groups);
     for group in &mut groups {
         for metric in metrics {
             if let Some(spread) = spread(&values(runs, group, metric)) {
@@ -147,7 +209,49 @@ fn groups(runs: &[&Run], metrics: &[String]) -> Vec<Group> {
             }
         }
     }
-    groups
+    Ok(groups)
+}
+
+/// All that a run's results follow from, but for its seed; None where its pipeline was not kept.
+fn experiment(run: &Run) -> anyhow::Result<Option<Experiment>> {
+    if !run.directory.join(PIPELINE).is_file() {
+        return Ok(None);
+    }
+    let mut experiment = run.settings()?;
+    // Where runs are written decides nothing.
+    for key in ["run.seed", "run.directory"] {
+        experiment.remove(key);
+    }
+    for (path, file) in &run.manifest.files {
+        experiment.insert(format!("sha256 of {path}"), Value::from(file.sha256.as_str()));
+    }
+    experiment.insert("device".to_owned(), Value::from(run.manifest.device.as_str()));
+    experiment.insert("dtype".to_owned(), Value::from(run.manifest.dtype.as_str()));
+    Ok(Some(experiment))
+}
+
+/// Let groups that look alike show a setting in which they differ, until none do.
+fn tell_apart(groups: &mut [Group]) {
+    while let Some(name) = first_hidden_difference(groups) {
+        for group in groups.iter_mut() {
+            let value = group.experiment.as_ref().and_then(|experiment| experiment.get(&name)).cloned();
+            group.settings.insert(name.clone(), value.unwrap_or_default());
+        }
+    }
+}
+
+/// A setting in which two groups differ that look the same.
+fn first_hidden_difference(groups: &[Group]) -> Option<String> {
+    for (index, group) in groups.iter().enumerate() {
+        for other in groups[..index].iter().filter(|other| other.shown() == group.shown()) {
+            let (Some(ours), Some(theirs)) = (&group.experiment, &other.experiment) else { continue };
+            let mut names = theirs.keys().chain(ours.keys());
+            if let Some(name) = names.find(|name| ours.get(*name) != theirs.get(*name)) {
+                return Some(name.clone());
+            }
+        }
+    }
+    None
 }
 
 /// The values of a metric in a group's runs.
