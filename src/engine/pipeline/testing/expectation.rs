@@ -124,7 +124,9 @@ impl Expectation {
             return;
         }
         for (position, (predicate, record)) in expected.records.iter().zip(records).enumerate() {
-            predicate.check(record, &self.record_name(step, position, records.len()), found);
+            let name = self.record_name(step, position, records.len());
+            predicate.check(record, &name, found);
+            predicate.check_names(&[record], &name, false, found);
         }
     }
 
@@ -141,6 +143,12 @@ impl Expectation {
             let message = format!("`{name}` emitted nothing: there was nothing to compare");
             found.push(Mismatch { span, message, help: None });
             return;
+        }
+        let records: Vec<&Json> = all.iter().map(|(.., record)| *record).collect();
+        match check {
+            Whole::Count(_) => {}
+            Whole::Each(predicate) | Whole::Any(predicate) => predicate.check_names(&records, name, false, found),
+            Whole::No(predicate) => predicate.check_names(&records, name, true, found),
         }
         match check {
             Whole::Count(predicate) => {

@@ -22,9 +22,17 @@ enum Kind {
     /// It is a list of as many items, each as expected.
     Items(Vec<Predicate>),
     /// It is a mapping that has these entries, and perhaps others.
-    Fields(Vec<(String, Predicate)>),
+    Fields(Vec<Field>),
     /// All of these hold.
     Holds(Vec<(Span, Test)>),
+}
+
+/// An entry of a mapping.
+struct Field {
+    key: String,
+    /// Whether any name would do as far as the schema goes, as for metrics: only records can tell that there is no such.
+    open: bool,
+    predicate: Predicate,
 }
 
 enum Test {
@@ -87,10 +95,10 @@ impl Reader<'_> {
         }
     }
 
-    fn field(&self, schema: &Json, entry: &Entry, name: &str, report: &mut Report) -> Option<(String, Predicate)> {
-        let property = match schema["properties"].get(&entry.key) {
-            Some(property) => property,
-            None if schema["additionalProperties"].is_object() => &schema["additionalProperties"],
+    fn field(&self, schema: &Json, entry: &Entry, name: &str, report: &mut Report) -> Option<Field> {
+        let (property, open) = match schema["properties"].get(&entry.key) {
+            Some(property) => (property, false),
+            None if schema["additionalProperties"].is_object() => (&schema["additionalProperties"], true),
             None => {
                 let known: Vec<&String> =
                     schema["properties"].as_object().into_iter().flatten().map(|(k, _)| k).collect();
@@ -102,7 +110,7 @@ impl Reader<'_> {
             }
         };
         let predicate = self.read(property, &entry.value, &format!("{name}.{}", entry.key), report);
-        Some((entry.key.clone(), Predicate { span: entry.value.span, ..predicate }))
+        Some(Field { key: entry.key.clone(), open, predicate: Predicate { span: entry.value.span, ..predicate } })
     }
 
     fn tests(
@@ -226,17 +234,10 @@ impl Predicate {
                 let Some(values) = value.as_object() else {
                     return self.mismatch(format!("expected `{name}` to be a mapping, found {value}"), found);
                 };
-                for (key, field) in fields {
+                for Field { key, predicate, .. } in fields {
                     match values.get(key) {
-                        Some(value) => field.check(value, &format!("{name}.{key}"), found),
-                        None => {
-                            let near = closest(key, values.keys().map(String::as_str));
-                            found.push(Mismatch {
-                                span: field.span,
-                                message: format!("`{name}` has no `{key}`"),
-                                help: near.map(|near| format!("did you mean `{near}`?")),
-                            });
-                        }
+                        Some(value) => predicate.check(value, &format!("{name}.{key}"), found),
+                        None => predicate.lacking(name, key, values.keys(), found),
                     }
                 }
             }
@@ -256,6 +257,57 @@ impl Predicate {
         let mut found = Vec::new();
         self.check(value, "", &mut found);
         found.is_empty()
+    }
+
+    /// Report fields that none of `values` has, of those for which any name would do. Where what is expected must *not*
+    /// hold (`denied`), or need not, a misspelt name would satisfy it.
+    pub fn check_names(&self, values: &[&Json], name: &str, denied: bool, found: &mut Vec<Mismatch>) {
+        match &self.kind {
+            Kind::Is(_) => {}
+            Kind::Items(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    let values: Vec<&Json> = values.iter().filter_map(|value| value.get(index)).collect();
+                    item.check_names(&values, &format!("{name}[{index}]"), denied, found);
+                }
+            }
+            Kind::Fields(fields) => {
+                for Field { key, open, predicate } in fields {
+                    let inner: Vec<&Json> = values.iter().filter_map(|value| value.get(key)).collect();
+                    if inner.is_empty() && *open && denied && !values.is_empty() {
+                        let known =
+                            values.iter().filter_map(|value| value.as_object()).flat_map(|fields| fields.keys());
+                        predicate.lacking(name, key, known, found);
+                    }
+                    predicate.check_names(&inner, &format!("{name}.{key}"), denied, found);
+                }
+            }
+            Kind::Holds(tests) => {
+                for (_, test) in tests {
+                    match test {
+                        Test::Not(other) => other.check_names(values, name, true, found),
+                        Test::OneOf(others) => {
+                            others.iter().for_each(|other| other.check_names(values, name, true, found));
+                        }
+                        Test::Contains(item) => {
+                            let items: Vec<&Json> =
+                                values.iter().filter_map(|value| value.as_array()).flatten().collect();
+                            item.check_names(&items, &format!("{name}[..]"), denied, found);
+                        }
+                        Test::Min(_) | Test::Max(_) | Test::Approx { .. } | Test::Length(_) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// That `name` has no `key`, of which something is expected.
+    fn lacking<'k>(&self, name: &str, key: &str, known: impl Iterator<Item = &'k String>, found: &mut Vec<Mismatch>) {
+        let near = closest(key, known.map(String::as_str));
+        found.push(Mismatch {
+            span: self.span,
+            message: format!("`{name}` has no `{key}`"),
+            help: near.map(|near| format!("did you mean `{near}`?")),
+        });
     }
 
     fn mismatch(&self, message: String, found: &mut Vec<Mismatch>) {
@@ -302,5 +354,40 @@ fn equal(expected: &Json, value: &Json) -> bool {
     match (expected, value) {
         (Json::Number(expected), Json::Number(value)) => expected == value || expected.as_f64() == value.as_f64(),
         _ => expected == value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Fields that nothing has, where the expectation is held against these values.
+    fn unknown(expected: &str, values: &[Json]) -> Vec<String> {
+        let schema = json!({"type": "object", "properties": {
+            "pairs": {"type": "array", "items": {"type": "object", "additionalProperties": {"type": "number"}}},
+        }});
+        let mut report = Report::new("p.yaml", expected, &[]);
+        let yaml = crate::pipeline::yaml::parse(0, &mut report).expect("it is YAML");
+        let predicate = Reader { root: &schema }.read(&schema, &yaml, "it", &mut report);
+        assert!(!report.has_errors());
+        let mut found = Vec::new();
+        predicate.check_names(&values.iter().collect::<Vec<_>>(), "it", false, &mut found);
+        found.into_iter().map(|mismatch| mismatch.message).collect()
+    }
+
+    #[test]
+    fn names_count_where_they_need_not_hold() {
+        let values = [json!({"pairs": [{"score": 1}, {"rank": 2}]}), json!({"pairs": []})];
+        for (expected, lacking) in [
+            ("pairs: {not: {contains: {scor: 1}}}", vec!["`it.pairs[..]` has no `scor`"]),
+            ("pairs: {not: {contains: {rank: 1}}}", vec![]),
+            ("pairs: {one_of: [[{scor: 1}], [{score: 1}, {rank: 2}]]}", vec!["`it.pairs[0]` has no `scor`"]),
+            // What must hold fails by itself.
+            ("pairs: {contains: {scor: 1}}", vec![]),
+        ] {
+            assert_eq!(unknown(expected, &values), lacking, "{expected}");
+        }
     }
 }

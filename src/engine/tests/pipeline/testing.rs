@@ -177,6 +177,39 @@ fn what_is_not_as_expected_is_told_where_it_is_written() {
 }
 
 #[test]
+fn a_misspelt_name_does_not_pass_where_something_must_not_be() {
+    let misspelt = r#"
+- name: metrics
+  feed: {segments: [[{row: 2}], [{row: 4}]]}
+  expect: {even.metrics: {no: {sean: 2}}}
+- name: values
+  feed: {segments: [[{row: 2, values: {score: 0.5}}, {row: 4}]]}
+  expect: {even: {no: {values: {scor: 3}}}}
+- name: what no record has may be written of a field that records can have
+  feed: {segments: [[{row: 2, values: {score: 0.5}}, {row: 4}]]}
+  expect: {even: {no: {values: {score: 3}, row: 5}, each: {row: {not: 3}}}}
+- name: nothing was taken back
+  feed: {segments: [[{row: 2}]]}
+  expect: {even: {no: {retract: {row: 2}}}}
+- name: lists
+  feed: {batches: [[{pairs: [{values: {score: 1}}]}]]}
+  expect: {gathered: {each: {pairs: {not: {contains: {values: {scor: 1}}}}}}}
+- name: alternatives
+  feed: {batches: [[{pairs: [{values: {score: 1}}]}]]}
+  expect: {gathered: [{pairs: {one_of: [[{values: {scor: 1}}], [{values: {score: 1}}]]}}]}
+"#;
+    assert_eq!(
+        failures(misspelt),
+        [
+            "20:38 `even.metrics` has no `sean`",
+            "23:39 `even.values` has no `scor`",
+            "32:74 `gathered.pairs[..].values` has no `scor`",
+            "35:59 `gathered at step 0.pairs[0].values` has no `scor`",
+        ]
+    );
+}
+
+#[test]
 fn mistakes_in_tests_are_errors_with_places() {
     let wrong = r#"
 - name: names
