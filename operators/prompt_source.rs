@@ -196,6 +196,10 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
         issues
     }
 
+    fn has_epochs(config: &Config) -> bool {
+        !config.watch.is_on()
+    }
+
     fn retracts(config: &Config) -> bool {
         config.watch.is_on()
     }

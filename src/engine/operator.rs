@@ -174,6 +174,13 @@ pub trait Define: Operator + Sized + 'static {
         true
     }
 
+    /// Whether a node with this config will tell how many steps an epoch has: a run of so many `epochs` needs one that
+    /// does. Unless it says otherwise, a source does.
+    fn has_epochs(config: &Self::Config) -> bool {
+        let _ = config;
+        Self::INPUTS.is_empty()
+    }
+
     /// What is wrong with a config given what the node is connected with. Asked where [`check`](Self::check) and the
     /// wiring have no complaint.
     fn check_connections(config: &Self::Config, connections: &Connections) -> Vec<ConfigIssue> {
@@ -242,6 +249,8 @@ pub struct OperatorSpec {
     pub check: fn(&serde_yaml::Value) -> Vec<ConfigIssue>,
     /// [`Define::retracts`].
     pub retracts: fn(&serde_yaml::Value) -> bool,
+    /// [`Define::has_epochs`].
+    pub has_epochs: fn(&serde_yaml::Value) -> bool,
     /// [`Define::check_connections`].
     pub check_connections: fn(&serde_yaml::Value, &Connections) -> Vec<ConfigIssue>,
     /// [`Define::appendix`].
@@ -273,6 +282,7 @@ impl OperatorSpec {
                 Err(error) => vec![ConfigIssue::new("", error.to_string())],
             },
             retracts: |value| config_of(value).is_ok_and(|config| D::retracts(&config)),
+            has_epochs: |value| config_of(value).is_ok_and(|config| D::has_epochs(&config)),
             check_connections: |value, connections| {
                 config_of(value).map(|config| D::check_connections(&config, connections)).unwrap_or_default()
             },

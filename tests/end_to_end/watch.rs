@@ -177,9 +177,17 @@ fn watched_data_has_no_epochs() {
     let here = Workplace::new();
     let text = format!("{}{}", crate::workplace::HEAD, PIPELINE.trim_start_matches('\n').replace("WATCH", "true"));
     here.write("p.yaml", &text.replace("steps: \"${steps}\"", "epochs: \"${steps}\""));
-    let said = here.sapo_flow(&["run", "p.yaml", "--run-dir", "out"]);
-    assert_eq!(said.code, Some(1));
-    assert!(said.stderr.contains("give `run: {steps: N}` instead of `epochs`"), "{}", said.stderr);
+    for arguments in [&["validate", "p.yaml"] as &[&str], &["run", "p.yaml", "--dry-run"], &["run", "p.yaml"]] {
+        let said = here.sapo_flow(arguments);
+        assert_eq!(said.code, Some(78), "{arguments:?}: {}", said.stderr);
+        for expected in [
+            "no source tells how many steps an epoch has",
+            "`prompts` (prompt_source) does not, with its settings",
+            "give `run: {steps: N}` instead of `epochs`",
+        ] {
+            assert!(said.stderr.contains(expected), "{}", said.stderr);
+        }
+    }
     let nodes = PIPELINE.replace("WATCH", "true, limit: 3").replace("path: chats.jsonl", "path: [chats.json]");
     here.pipeline("q.yaml", &nodes);
     let said = here.sapo_flow(&["validate", "q.yaml"]);

@@ -67,6 +67,7 @@ pub(crate) fn lower(root: &Yaml, overrides: &[Override], registry: &Registry, re
     replace_nodes(&mut filled, &flat);
     wiring::connect(&mut drafts, report);
     retractions::check(&drafts, report);
+    check_epochs(filled.get("run"), &drafts, report);
     let order = order::dependency_order(&drafts, report)?;
     if !report.has_errors() {
         types::check_connections(&drafts, report);
@@ -172,6 +173,28 @@ fn read_run(entry: Option<&Entry>, top: Span, report: &mut Report) -> Option<Run
             None
         }
     }
+}
+
+/// A run of so many epochs needs a source that tells how many steps one has. Not asked where some node is not understood.
+fn check_epochs(run: Option<&Entry>, drafts: &[Draft], report: &mut Report) {
+    let epochs = run.and_then(|run| run.value.get("epochs")).filter(|epochs| !epochs.value.is_null());
+    let steps = run.and_then(|run| run.value.get("steps")).filter(|steps| !steps.value.is_null());
+    let (Some(epochs), None) = (epochs, steps) else { return };
+    let mut silent = Vec::new();
+    for draft in drafts {
+        let Some(op) = draft.op.as_ref().filter(|_| draft.config_is_valid) else { return };
+        let config = draft.with.as_ref().map_or(Value::Null, |with| with.value.to_value());
+        if (op.has_epochs)(&config) {
+            return;
+        }
+        if op.inputs.is_empty() {
+            silent.push(format!("`{}` ({}) does not, with its settings: {}", draft.name, op.name, report.place(draft.span)));
+        }
+    }
+    let diagnostic = report
+        .error(epochs.key_span, "no source tells how many steps an epoch has")
+        .help("give `run: {steps: N}` instead of `epochs`");
+    diagnostic.notes.extend(silent);
 }
 
 fn is_device(text: &str) -> bool {
