@@ -54,6 +54,11 @@ impl Diagnostic {
         self
     }
 
+    /// Whether another says the same of the same place.
+    pub(super) fn tells_what(&self, other: &Diagnostic) -> bool {
+        (&self.file, self.line, self.column, &self.message) == (&other.file, other.line, other.column, &other.message)
+    }
+
     /// Help with a name that is none of `candidates`: the nearest, or all of them where none is near.
     pub(super) fn suggest<S: AsRef<str>>(&mut self, word: &str, candidates: &[S]) -> &mut Self {
         match closest(word, candidates.iter().map(AsRef::as_ref)) {
@@ -227,6 +232,11 @@ impl Report {
     /// All findings, those of the pipeline before those of included files and of the command line, each by line and
     /// column. What was found in several uses of one definition is told once, with all of them.
     pub fn finish(self) -> Diagnostics {
+        self.finish_with(Vec::new())
+    }
+
+    /// The same, together with what others have found.
+    pub fn finish_with(self, others: Vec<Diagnostic>) -> Diagnostics {
         let rank = |diagnostic: &Diagnostic| match self.sources.iter().position(|s| s.name == diagnostic.file) {
             Some(1) => usize::MAX,
             Some(source) => source,
@@ -235,9 +245,7 @@ impl Report {
         let mut list: Vec<Diagnostic> = Vec::new();
         for (diagnostic, context) in self.list.into_iter().zip(self.contexts) {
             let same = |other: &&mut Diagnostic| {
-                !context.is_empty()
-                    && (&other.file, other.line, other.column, &other.message)
-                        == (&diagnostic.file, diagnostic.line, diagnostic.column, &diagnostic.message)
+                !context.is_empty() && other.tells_what(&diagnostic)
             };
             match list.iter_mut().find(same) {
                 Some(told) => {
@@ -248,6 +256,16 @@ impl Report {
                     let notes = [diagnostic.notes.as_slice(), &context].concat();
                     list.push(Diagnostic { notes, ..diagnostic });
                 }
+            }
+        }
+        for other in others {
+            // What is wrong with the pipeline itself shows in its tests and in its sweep as well.
+            match list.iter_mut().find(|told| told.tells_what(&other)) {
+                Some(told) => {
+                    let more = other.notes.into_iter().filter(|note| !told.notes.contains(note)).collect::<Vec<_>>();
+                    told.notes.extend(more);
+                }
+                None => list.push(other),
             }
         }
         list.sort_by_key(|diagnostic| {

@@ -14,9 +14,9 @@ use super::params::Params;
 use super::schema::{Validator, blame};
 use super::wiring::{self, Draft};
 use super::yaml::{self, Content, Entry, Yaml};
-use super::{lints, order, retractions, types};
+use super::{config, lints, order, retractions, types};
 use crate::graph::{Graph, Node, RunSettings};
-use crate::operator::{ConfigIssue, OperatorSpec, Registry};
+use crate::operator::{OperatorSpec, Registry};
 
 /// A pipeline without errors.
 pub(crate) struct Lowered {
@@ -50,15 +50,16 @@ pub(crate) fn lower(root: &Yaml, overrides: &[Override], registry: &Registry, re
     check_version(root, top, report);
     let file = report.name(0).to_owned();
     let library = Library::read(root, &file, registry, report);
-    if library.report_recursion(report) {
-        return None;
-    }
+    let recursive = library.report_recursion(report);
     let environment = Environment::read(root.get("env").map(|entry| &entry.value), report);
     let mut params = Params::read(root.get("params").map(|entry| &entry.value), environment, overrides, report);
     let mut filled = params.fill(&without_definitions(root), report);
     params.report_unused(report);
 
     let run = read_run(filled.get("run"), top, report);
+    if recursive {
+        return None;
+    }
     let flat = read_nodes(filled.get("nodes"), top, &library, registry, report);
     let mut drafts: Vec<Draft> = flat.iter().map(|node| read_node(node, registry, &library, report)).collect();
     report.set_context(&[]);
@@ -68,10 +69,8 @@ pub(crate) fn lower(root: &Yaml, overrides: &[Override], registry: &Registry, re
     wiring::connect(&mut drafts, report);
     retractions::check(&drafts, report);
     check_epochs(filled.get("run"), &drafts, report);
+    types::check_connections(&drafts, report);
     let order = order::dependency_order(&drafts, report)?;
-    if !report.has_errors() {
-        types::check_connections(&drafts, report);
-    }
     if report.has_errors() {
         return None;
     }
@@ -188,7 +187,12 @@ fn check_epochs(run: Option<&Entry>, drafts: &[Draft], report: &mut Report) {
             return;
         }
         if op.inputs.is_empty() {
-            silent.push(format!("`{}` ({}) does not, with its settings: {}", draft.name, op.name, report.place(draft.span)));
+            silent.push(format!(
+                "`{}` ({}) does not, with its settings: {}",
+                draft.name,
+                op.name,
+                report.place(draft.span)
+            ));
         }
     }
     let diagnostic = report
@@ -260,7 +264,7 @@ fn read_node(node: &FlatNode, registry: &Registry, library: &Library, report: &m
     draft.with = entry.value.get("with").cloned().filter(|with| !with.value.is_null());
     draft.op = read_operator(entry, registry, library, &mut draft, report);
     if let Some(op) = draft.op.clone() {
-        draft.config_is_valid = check_config(&op, &draft, report);
+        draft.config_is_valid = config::check(&op, &draft, report);
     }
     draft
 }
@@ -293,72 +297,6 @@ fn read_operator(
         blame(report, &op.value, format!("unknown operator `{text}`")).suggest(text, &names);
     }
     spec
-}
-
-/// The `with` block against the operator's schema, and where that has no complaint, the operator's own check.
-/// Whether neither has any.
-fn check_config(op: &OperatorSpec, draft: &Draft, report: &mut Report) -> bool {
-    let before = report.errors();
-    let schema = (op.config_schema)().to_value();
-    let nothing = Yaml::new(draft.op_span, Content::Mapping(Vec::new()));
-    let (with, key) = match &draft.with {
-        Some(entry) => (&entry.value, entry.key_span),
-        None => (&nothing, draft.op_span),
-    };
-    if !matches!(with.content, Content::Mapping(_) | Content::Invalid) {
-        report.error(key, format!("`with` is a mapping, found {}", with.found()));
-        return false;
-    }
-    Validator { root: &schema }.check(with, "", key, report);
-    if report.errors() > before || contains_invalid(with) {
-        return false;
-    }
-    report_issues(draft, (op.check)(&with.to_value()), report);
-    report.errors() == before
-}
-
-/// Errors for what an operator has to say of its `with` block, each at its key.
-pub(crate) fn report_issues(draft: &Draft, issues: Vec<ConfigIssue>, report: &mut Report) {
-    let nothing = Yaml::new(draft.op_span, Content::Mapping(Vec::new()));
-    let (with, key) = match &draft.with {
-        Some(entry) => (&entry.value, entry.key_span),
-        None => (&nothing, draft.op_span),
-    };
-    for issue in issues {
-        let last = issue.key.rsplit('.').next().unwrap_or_default();
-        match look_up(with, &issue.key) {
-            Some(yaml) if issue.message.contains(last) => blame(report, yaml, issue.message),
-            Some(yaml) => blame(report, yaml, format!("`{}`: {}", issue.key, issue.message)),
-            None if issue.key.is_empty() => report.error(key, format!("in `{}`: {}", draft.name, issue.message)),
-            None => report.error(key, format!("`{}` of `{}`: {}", issue.key, draft.name, issue.message)),
-        };
-    }
-}
-
-fn contains_invalid(yaml: &Yaml) -> bool {
-    match &yaml.content {
-        Content::Invalid => true,
-        Content::Sequence(items) => items.iter().any(contains_invalid),
-        Content::Mapping(entries) => entries.iter().any(|entry| contains_invalid(&entry.value)),
-        Content::Scalar(_) => false,
-    }
-}
-
-/// The value at a dotted key, in which numbers count the items of lists; where the end of it is missing, what is there.
-fn look_up<'a>(yaml: &'a Yaml, key: &str) -> Option<&'a Yaml> {
-    let part = |yaml: &'a Yaml, part: &str| match &yaml.content {
-        Content::Sequence(items) => items.get(part.parse::<usize>().ok()?),
-        _ => yaml.get(part).map(|entry| &entry.value),
-    };
-    let mut parts = key.split('.');
-    let mut found = part(yaml, parts.next()?)?;
-    for name in parts {
-        match part(found, name) {
-            Some(inner) => found = inner,
-            None => break,
-        }
-    }
-    Some(found)
 }
 
 fn node(draft: &Draft) -> Option<Node> {

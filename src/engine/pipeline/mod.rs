@@ -9,6 +9,7 @@
 //! | `composite` | uses of composite operators to the nodes inside |
 //! | `schema` | values against the JSON Schema of an operator's config or of the `run` block |
 //! | `document` | the top level, the `run` block, the nodes |
+//! | `config` | `with` blocks |
 //! | `expand`, `composite_doc` | the flat pipeline as text; the reference pages of composite operators |
 //! | `overrides` | values of params from outside of their block |
 //! | `testing` | `tests`: the part of a graph that one runs, and what is expected of it |
@@ -29,6 +30,7 @@ use crate::operator::Registry;
 
 mod composite;
 mod composite_doc;
+mod config;
 mod declaration;
 mod diagnostic;
 mod document;
@@ -62,6 +64,7 @@ pub use testing::{Case, Verdict};
 use diagnostic::Report;
 use document::Lowered;
 pub(crate) use schema::{describe, follow};
+use sweep::Values;
 use testing::Source;
 
 /// Read a pipeline file and validate it.
@@ -114,7 +117,7 @@ pub fn sweep(
     let source = Source { name, text, overrides };
     let mut report = source.report();
     let Some(root) = document::root(&mut report) else { return Err(report.finish()) };
-    match sweep::read(&root, &source, registry, true) {
+    match sweep::read(&root, &source, registry, Values::OnCommandLine) {
         Ok(found) => Ok(found.unwrap_or_default()),
         Err(list) => Err(Diagnostics { list }),
     }
@@ -147,16 +150,13 @@ fn read(source: &Source, registry: &Registry) -> Result<Read, Diagnostics> {
     let given = overrides::from_command_line(source.overrides, &mut report);
     let root = document::root(&mut report);
     let lowered = root.as_ref().and_then(|root| document::lower(root, &given, registry, &mut report));
-    let (Some(root), Some(lowered), false) = (root, lowered, report.has_errors()) else {
-        return Err(report.finish());
+    let Some(root) = root else { return Err(report.finish()) };
+    let is_right = lowered.is_some() && !report.has_errors();
+    let (cases, mut wrong) = testing::read(&root, source, registry, is_right);
+    wrong.extend(sweep::read(&root, source, registry, Values::InFile { is_right }).err().unwrap_or_default());
+    let (Some(lowered), true) = (lowered, is_right && wrong.is_empty()) else {
+        return Err(report.finish_with(wrong));
     };
-    let (cases, mut wrong) = testing::read(&root, source, registry);
-    wrong.extend(sweep::read(&root, source, registry, false).err().unwrap_or_default());
-    if !wrong.is_empty() {
-        let mut diagnostics = report.finish();
-        diagnostics.list.extend(wrong);
-        return Err(diagnostics);
-    }
     let (warnings, report) = report.take();
     Ok(Read { lowered, cases, warnings, report })
 }

@@ -53,6 +53,20 @@ pub(crate) fn from_entries(entries: &[Entry], before: &[Override], report: &Repo
     others.chain(given).collect()
 }
 
+/// Whether the pipeline has a parameter of that name; reported where it has none.
+pub(crate) fn is_known<S: AsRef<str>>(name: &str, span: Span, names: &[S], report: &mut Report) -> bool {
+    if names.iter().any(|known| known.as_ref() == name) {
+        return true;
+    }
+    let diagnostic = report.error(span, format!("the pipeline has no parameter `{name}`"));
+    if names.is_empty() {
+        diagnostic.help("it has no `params` at all");
+    } else {
+        diagnostic.suggest(name, names);
+    }
+    false
+}
+
 /// Whether a value has no tags, and no keys but text.
 fn is_plain(value: &Value) -> bool {
     match value {

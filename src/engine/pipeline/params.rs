@@ -13,7 +13,7 @@ use super::declaration::{self, Declaration};
 use super::diagnostic::{Report, Span};
 use super::environment::Environment;
 use super::interpolation::{Piece, names_in, pieces};
-use super::overrides::{Override, unplaced};
+use super::overrides::{Override, is_known, unplaced};
 use super::schema::{Validator, describe};
 use super::yaml::{Content, Entry, Origin, Yaml};
 
@@ -124,15 +124,10 @@ impl Params {
 
     fn override_one(&mut self, given: &Override, report: &mut Report) {
         let names: Vec<String> = self.list.iter().map(|param| param.declared.name.clone()).collect();
-        let Some(param) = self.list.iter_mut().find(|param| param.declared.name == given.name) else {
-            let diagnostic = report.error(given.name_span, format!("the pipeline has no parameter `{}`", given.name));
-            if names.is_empty() {
-                diagnostic.help("it has no `params` at all");
-            } else {
-                diagnostic.suggest(&given.name, &names);
-            }
+        if !is_known(&given.name, given.name_span, &names, report) {
             return;
-        };
+        }
+        let Some(param) = self.list.iter_mut().find(|param| param.declared.name == given.name) else { return };
         param.value = given.value.clone();
         param.given = (!given.value.is_invalid()).then(|| given.given.clone());
     }

@@ -301,7 +301,7 @@ impl Wire {
 }
 
 /// The settings of an operator's node in an example.
-fn example_settings(spec: &OperatorSpec, example: &str) -> Result<Option<Value>, serde_yaml::Error> {
+pub(crate) fn example_settings(spec: &OperatorSpec, example: &str) -> Result<Option<Value>, serde_yaml::Error> {
     let example: Mapping = serde_yaml::from_str(example)?;
     let node = example.values().find(|node| node["op"] == spec.name);
     Ok(node.and_then(|node| node.get("with")).cloned())

@@ -184,7 +184,7 @@ impl Validator<'_> {
     }
 
     /// How much would be wrong with the value as this alternative.
-    fn complaints(&self, branch: &Json, yaml: &Yaml) -> usize {
+    pub fn complaints(&self, branch: &Json, yaml: &Yaml) -> usize {
         let mut scratch = Report::new("", "", &[]);
         self.value(branch, &unplaced(yaml), "", Span::default(), &mut scratch);
         scratch.errors()

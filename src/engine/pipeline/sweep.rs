@@ -4,6 +4,7 @@
 
 use serde_yaml::Value;
 
+use super::declaration;
 use super::diagnostic::{Diagnostic, Report, Severity, Span};
 use super::document::{self, check_keys};
 use super::overrides::{self, Override};
@@ -41,21 +42,28 @@ struct Dimension {
     values: Vec<Override>,
 }
 
+/// Where the values of a sweep come from.
+pub(super) enum Values {
+    /// From the block alone. Where the pipeline itself is not right, what it would be with other values is not asked.
+    InFile { is_right: bool },
+    /// From the block, and from overrides of several values.
+    OnCommandLine,
+}
+
 /// The sweep of a pipeline, by its `sweep` block and by values given in lists; None where there is neither.
 pub(super) fn read(
     root: &Yaml,
     source: &Source,
     registry: &Registry,
-    lists: bool,
+    values: Values,
 ) -> Result<Option<Sweep>, Vec<Diagnostic>> {
     let mut report = source.report();
-    let (fixed, mut grid) = if lists {
-        from_command_line(source.overrides, &mut report)
-    } else {
-        (overrides::from_command_line(source.overrides, &mut report), Vec::new())
+    let (fixed, mut grid) = match values {
+        Values::OnCommandLine => from_command_line(source.overrides, &mut report),
+        Values::InFile { .. } => (overrides::from_command_line(source.overrides, &mut source.report()), Vec::new()),
     };
     let block = root.get("sweep");
-    if block.is_none() && grid.is_empty() && !lists {
+    if block.is_none() && matches!(values, Values::InFile { .. }) {
         return Ok(None);
     }
     let nothing = Yaml::new(Span::default(), Content::Mapping(Vec::new()));
@@ -66,7 +74,7 @@ pub(super) fn read(
             .help("it has the keys `grid`, `list` and `seeds`");
     }
     check_keys(block, &["grid", "list", "seeds"], "`sweep`", &mut report);
-    let list = read_list(block.get("list"), &mut report);
+    let mut list = read_list(block.get("list"), &mut report);
     for dimension in read_grid(block.get("grid"), &mut report) {
         // What the command line gives goes before what the file does.
         let is_given = grid.iter().any(|other| other.name == dimension.name)
@@ -82,13 +90,30 @@ pub(super) fn read(
         }
     }
     let seeds = read_seeds(block.get("seeds"), &mut report);
-    let combinations = combine(&grid, &list, &mut report);
-    if report.has_errors() {
-        return Err(report.finish().list);
+    // Names that are not there are told once, and the other values are looked at without them.
+    let names = declared_names(root, source);
+    grid.retain(|dimension| overrides::is_known(&dimension.name, dimension.span, &names, &mut report));
+    for given in &mut list {
+        given.retain(|given| overrides::is_known(&given.name, given.name_span, &names, &mut report));
     }
-    let combinations = lower(root, source, &fixed, combinations, registry)?;
+    let combinations = combine(&grid, &list, &mut report);
+    if matches!(values, Values::InFile { is_right: false }) {
+        return if report.has_errors() { Err(report.finish().list) } else { Ok(None) };
+    }
+    let had_errors = report.has_errors();
+    let combinations = match lower(root, source, &fixed, combinations, registry, !had_errors) {
+        Ok(combinations) if !had_errors => combinations,
+        Ok(_) => return Err(report.finish().list),
+        Err(wrong) => return Err(report.finish_with(wrong).list),
+    };
     let fixed = fixed.into_iter().map(|given| (given.name, given.value.to_value())).collect();
     Ok(Some(Sweep { combinations, fixed, seeds }))
+}
+
+/// The names of the pipeline's parameters.
+fn declared_names(root: &Yaml, source: &Source) -> Vec<String> {
+    let declared = declaration::read(root.get("params").map(|entry| &entry.value), &mut source.report());
+    declared.into_iter().map(|declared| declared.name).collect()
 }
 
 /// Overrides of one value, and those of several.
@@ -208,13 +233,14 @@ fn combine(grid: &[Dimension], list: &[Vec<Override>], report: &mut Report) -> V
     combinations
 }
 
-/// The pipeline with each combination of values.
+/// The pipeline with each combination of values; whether one that is there twice is an error.
 fn lower(
     root: &Yaml,
     source: &Source,
     fixed: &[Override],
     combinations: Vec<Vec<Override>>,
     registry: &Registry,
+    each_once: bool,
 ) -> Result<Vec<Combination>, Vec<Diagnostic>> {
     let mut wrong: Vec<Diagnostic> = Vec::new();
     let mut lowered: Vec<Combination> = Vec::new();
@@ -226,19 +252,14 @@ fn lower(
         let found = document::lower(root, &given, registry, &mut report);
         let params: Vec<(String, Value)> =
             combination.iter().map(|value| (value.name.clone(), value.value.to_value())).collect();
-        if lowered.iter().any(|other| other.params == params) {
+        if each_once && lowered.iter().any(|other| other.params == params) {
             let span = combination.first().map_or(Span::default(), |value| value.value.span);
             report.error(span, "the sweep has this combination of values twice");
         }
         let mut diagnostics = report.finish();
         diagnostics.list.retain(|found| found.severity == Severity::Error);
         // What is wrong with the pipeline, or with one value, shows in many combinations.
-        diagnostics.list.retain(|found| {
-            wrong.iter().all(|told| {
-                (&told.file, told.line, told.column, &told.message)
-                    != (&found.file, found.line, found.column, &found.message)
-            })
-        });
+        diagnostics.list.retain(|found| wrong.iter().all(|told| !told.tells_what(found)));
         wrong.extend(diagnostics.list);
         lowered.extend(found.map(|found| Combination { params, graph: found.graph }));
     }

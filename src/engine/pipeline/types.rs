@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use serde_yaml::Value;
 
+use super::config::{contains_invalid, report_issues};
 use super::diagnostic::Report;
-use super::document::report_issues;
 use super::schema::blame;
 use super::suggest::join_or;
 use super::wiring::{Connector, Draft, Wire};
@@ -36,27 +36,50 @@ pub(crate) fn carried(drafts: &[Draft], node: usize, port: usize) -> Vec<PortTyp
     found
 }
 
-/// Ask every operator what it says to what it is connected with.
+/// Ask every operator what it says to what it is connected with, where what it is connected with is known.
 pub(crate) fn check_connections(drafts: &[Draft], report: &mut Report) {
+    // Where some node's inputs are not understood, they may be any outputs.
+    let all_known = drafts.iter().all(|draft| draft.op.is_some() && draft.wiring_is_valid && has_whole_input(draft));
     for (index, draft) in drafts.iter().enumerate() {
-        let Some(op) = draft.op.as_ref().filter(|_| draft.config_is_valid) else { continue };
-        let readers = drafts.iter().flat_map(|other| &other.wires).filter(|wire| wire.from_node == index);
-        let mut connections = Connections::default();
-        connections.outputs.extend(readers.map(|wire| op.outputs[wire.from_port].name));
-        connections.outputs.sort_unstable();
-        connections.outputs.dedup();
-        for wire in &draft.wires {
-            let carried = carried(drafts, wire.from_node, wire.from_port);
-            let (input, from) = (op.inputs[wire.to_port].name, &drafts[wire.from_node]);
-            connections.inputs.extend(carried.into_iter().map(|kind| (input, kind)));
-            let source = from.op.as_ref().map(|op| Source { input, node: from.name.clone(), op: op.name });
-            connections.sources.extend(source);
+        let Some(op) = draft.op.as_ref().filter(|_| draft.config_is_valid && draft.wiring_is_valid) else { continue };
+        let Some(connections) = connections(index, drafts).filter(|_| has_whole_input(draft)) else { continue };
+        let config = draft.with.as_ref().map_or(Value::Null, |with| with.value.to_value());
+        let mut issues = (op.check_connections)(&config, &connections);
+        if !all_known {
+            let outputs = op.outputs.iter().map(|output| output.name).collect();
+            let with_all = (op.check_connections)(&config, &Connections { outputs, ..connections });
+            issues.retain(|issue| with_all.contains(issue));
         }
         report.set_context(&draft.uses);
-        let config = draft.with.as_ref().map_or(Value::Null, |with| with.value.to_value());
-        report_issues(draft, (op.check_connections)(&config, &connections), report);
+        report_issues(draft, issues, report);
     }
     report.set_context(&[]);
+}
+
+fn has_whole_input(draft: &Draft) -> bool {
+    draft.input.as_ref().is_none_or(|input| !contains_invalid(&input.value))
+}
+
+/// What a node is connected with; None where it is not known what arrives.
+fn connections(index: usize, drafts: &[Draft]) -> Option<Connections> {
+    let draft = &drafts[index];
+    let op = draft.op.as_ref()?;
+    let readers = drafts.iter().flat_map(|other| &other.wires).filter(|wire| wire.from_node == index);
+    let mut connections = Connections::default();
+    connections.outputs.extend(readers.map(|wire| op.outputs[wire.from_port].name));
+    connections.outputs.sort_unstable();
+    connections.outputs.dedup();
+    for wire in &draft.wires {
+        let carried = carried(drafts, wire.from_node, wire.from_port);
+        if carried.is_empty() {
+            return None;
+        }
+        let (input, from) = (op.inputs[wire.to_port].name, &drafts[wire.from_node]);
+        connections.inputs.extend(carried.into_iter().map(|kind| (input, kind)));
+        let source = from.op.as_ref().map(|op| Source { input, node: from.name.clone(), op: op.name });
+        connections.sources.extend(source);
+    }
+    Some(connections)
 }
 
 impl Connector<'_> {

@@ -24,6 +24,8 @@ pub(crate) struct Draft {
     pub uses: Vec<String>,
     /// Whether the `with` block has no complaint of its own.
     pub config_is_valid: bool,
+    /// Whether the `in` block has none: it has been connected, to what the operator takes.
+    pub wiring_is_valid: bool,
     /// The edges that end here, once connected.
     pub wires: Vec<Wire>,
 }
@@ -50,6 +52,7 @@ impl Draft {
             with: None,
             uses: Vec::new(),
             config_is_valid: false,
+            wiring_is_valid: false,
             wires: Vec::new(),
         }
     }
@@ -82,13 +85,17 @@ pub(crate) fn edges(drafts: &[Draft], order: &[usize]) -> Vec<Edge> {
 pub(crate) fn connect(drafts: &mut [Draft], report: &mut Report) {
     for index in 0..drafts.len() {
         report.set_context(&drafts[index].uses);
-        let wires = Connector { drafts, consumer: index }.connect(report);
+        let before = report.errors();
+        let (wires, whole) = Connector { drafts, consumer: index }.connect(report);
         drafts[index].wires = wires;
+        drafts[index].wiring_is_valid = whole && report.errors() == before;
     }
     // What an output carries may depend on what arrives at its node.
     for index in 0..drafts.len() {
         report.set_context(&drafts[index].uses);
+        let before = report.errors();
         Connector { drafts, consumer: index }.check_types(report);
+        drafts[index].wiring_is_valid &= report.errors() == before;
     }
     report.set_context(&[]);
 }
@@ -107,9 +114,10 @@ pub(super) struct Connector<'d> {
 }
 
 impl Connector<'_> {
-    fn connect(&self, report: &mut Report) -> Vec<Wire> {
+    /// The edges that end at the node, and whether these are all that is written.
+    fn connect(&self, report: &mut Report) -> (Vec<Wire>, bool) {
         let draft = &self.drafts[self.consumer];
-        let mut wires = Vec::new();
+        let (mut wires, mut whole) = (Vec::new(), true);
         // Ports that are written, whether or not what is written makes sense.
         let mut written = Vec::new();
         if let Some(input) = &draft.input {
@@ -121,7 +129,10 @@ impl Connector<'_> {
                 }
                 for source in sources {
                     let found = self.resolve(source.reference, report);
-                    let (Some((from_node, from_port)), Some(to_port)) = (found, port) else { continue };
+                    let (Some((from_node, from_port)), Some(to_port)) = (found, port) else {
+                        whole = false;
+                        continue;
+                    };
                     let wire = Wire {
                         from_node,
                         from_port,
@@ -136,7 +147,7 @@ impl Connector<'_> {
             }
         }
         self.check_required(&written, report);
-        wires
+        (wires, whole)
     }
 
     /// The values under `in` by input port; None for a port that there is not.

@@ -303,3 +303,39 @@ fn a_missing_file_is_named() {
     let refused = sapo_flow_engine::pipeline::load(path, &[], &crate::toy::registry()).err().unwrap();
     assert!(refused.to_string().starts_with("error: cannot read `no/such/pipeline.yaml`: "), "{refused}");
 }
+
+#[test]
+fn mistakes_of_all_kinds_are_told_at_once() {
+    // A type, what the same operator says of another key, and what is missing; a wrong edge; a sweep and a test.
+    let text = r#"version: 1
+params: {ema_decay: 2.5, steps: 10}
+run: {steps: "${steps}"}
+nodes:
+  prompts: {op: prompt_source, with: {batch_size: many}}
+  segments: {op: segment_sampler, in: {prompts: prompts, weights: {from: emma, feedback: {max_staleness: 0}}}}
+  batches: {op: batcher, in: segments}
+  learner: {op: learner, in: batches, with: {objective: orpo}}
+  ema: {op: ema, in: learner.weights, with: {decay: "${ema_decay}", dekay: 3}}
+  metrics: {op: metrics_sink, in: learner}
+sweep: {grid: {ema_dekay: [1, 2], steps: []}, sedes: [1]}
+tests:
+  - {name: a, fed: {}, expect: {}}
+  - {nam: b}
+"#;
+    assert_eq!(
+        complaints(text),
+        [
+            "5:32 the key `path` is missing",
+            "5:51 `batch_size` must be an integer, found the text \"many\"",
+            "6:74 there is no node `emma`",
+            "9:53 `decay`: must be at least 0 and below 1",
+            "9:69 unknown key `dekay`",
+            "10:35 `learner.weights` carries Weights, but the input `metrics` of `metrics_sink` takes Metrics",
+            "11:16 the pipeline has no parameter `ema_dekay`",
+            "11:42 expected a list of values for `steps`, found a list",
+            "11:47 unknown key `sedes` in `sweep`",
+            "13:15 unknown key `fed` in the test `a`",
+            "14:5 a test has a `name`",
+        ]
+    );
+}

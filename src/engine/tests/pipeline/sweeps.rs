@@ -67,6 +67,14 @@ fn mistakes_in_sweeps_are_errors_with_places() {
         wrong("sweep: {grid: {ema_dekay: [0.5, 0.6]}}\n"),
         ["p.yaml:18:16 the pipeline has no parameter `ema_dekay`"]
     );
+    // A name that is not there hides no value that is wrong.
+    assert_eq!(
+        wrong("sweep: {grid: {ema_decay: [0.5, 2.5]}, list: [{max_stalenes: 1}, {max_staleness: 2}]}\n"),
+        [
+            "p.yaml:16:53 `decay`: must be at least 0 and below 1",
+            "p.yaml:18:48 the pipeline has no parameter `max_stalenes`"
+        ]
+    );
     assert_eq!(
         wrong("sweep: {grid: {ema_decay: 0.5}, seed: [1]}\n"),
         [
