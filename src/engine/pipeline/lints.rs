@@ -2,15 +2,18 @@
 
 use super::diagnostic::Report;
 use super::order::leading_to;
+use super::suggest::join_or;
 use super::wiring::Draft;
 use crate::operator::{PortSpec, Registry};
 use crate::record::PortType;
 
-/// For a pipeline without errors: warn of feedback marks that close no cycle, of work that reaches no sink, of metrics that
-/// are left out where others are written, and of models that are trained and not kept.
+/// For a pipeline without errors: warn of feedback marks that close no cycle, of work that reaches no sink, of nodes that are
+/// read for their metrics alone, of metrics that are left out where others are written, and of models that are trained and
+/// not kept.
 pub(crate) fn check(drafts: &[Draft], registry: &Registry, report: &mut Report) {
     report_idle_feedback(drafts, report);
     report_lost_work(drafts, report);
+    report_lost_records(drafts, registry, report);
     report_lost_metrics(drafts, report);
     report_lost_models(drafts, registry, report);
     report.set_context(&[]);
@@ -57,6 +60,28 @@ fn report_lost_work(drafts: &[Draft], report: &mut Report) {
     }
 }
 
+/// A node is there for what it makes. Where only its metrics are read, what they are about goes nowhere.
+fn report_lost_records(drafts: &[Draft], registry: &Registry, report: &mut Report) {
+    for (index, draft) in drafts.iter().enumerate() {
+        let records: Vec<&PortSpec> = draft.outputs().iter().filter(|output| !carries_metrics(output)).collect();
+        let read = read_outputs(index, drafts);
+        // Of a node that nobody reads at all, and of models that nobody writes, more is told elsewhere.
+        let told = read.is_empty() || (learns(draft) && !weights_writers(registry).is_empty());
+        if records.is_empty() || told || records.iter().any(|output| read.contains(&output.name)) {
+            continue;
+        }
+        let names: Vec<String> = records.iter().map(|output| format!("`{}.{}`", draft.name, output.name)).collect();
+        report.set_context(&draft.uses);
+        report.warning(draft.span, format!("nothing reads {}", join_or(&names))).label("only its metrics are read");
+    }
+}
+
+/// The outputs of a node that others read.
+fn read_outputs(index: usize, drafts: &[Draft]) -> Vec<&'static str> {
+    let wires = drafts.iter().flat_map(|other| &other.wires).filter(|wire| wire.from_node == index);
+    wires.map(|wire| drafts[index].outputs()[wire.from_port].name).collect()
+}
+
 /// Many outputs are there for those who want them. But where a sink gathers metrics, one that it lacks was forgotten.
 fn report_lost_metrics(drafts: &[Draft], report: &mut Report) {
     let gathers = |draft: &Draft| {
@@ -90,19 +115,29 @@ fn carries_metrics(port: &PortSpec) -> bool {
 
 /// A learner makes weights out of something else. Where no sink takes them, or what is made of them, they end with the run.
 fn report_lost_models(drafts: &[Draft], registry: &Registry, report: &mut Report) {
-    let takes_weights = |ports: &[PortSpec]| ports.iter().any(|port| port.types.contains(&PortType::Weights));
-    let writers = registry.iter().filter(|op| op.outputs.is_empty() && takes_weights(op.inputs));
-    let writers: Vec<&str> = writers.map(|op| op.name).collect();
+    let writers = weights_writers(registry);
     let Some(writer) = writers.first() else { return };
     for (index, draft) in drafts.iter().enumerate() {
-        let learns = takes_weights(draft.outputs()) && draft.op.as_ref().is_some_and(|op| !takes_weights(op.inputs));
-        if learns && !is_written(index, drafts, &mut Vec::new()) {
+        if learns(draft) && !is_written(index, drafts, &mut Vec::new()) {
             report.set_context(&draft.uses);
             report
                 .warning(draft.span, format!("no node writes the model that `{}` trains", draft.name))
                 .help(format!("add a node with `op: {writer}` that reads its weights"));
         }
     }
+}
+
+fn carry_weights(ports: &[PortSpec]) -> bool {
+    ports.iter().any(|port| port.types.contains(&PortType::Weights))
+}
+
+/// The operators that keep weights for good.
+fn weights_writers(registry: &Registry) -> Vec<&'static str> {
+    registry.iter().filter(|op| op.outputs.is_empty() && carry_weights(op.inputs)).map(|op| op.name).collect()
+}
+
+fn learns(draft: &Draft) -> bool {
+    carry_weights(draft.outputs()) && draft.op.as_ref().is_some_and(|op| !carry_weights(op.inputs))
 }
 
 /// Whether weights lead from a node to a sink.

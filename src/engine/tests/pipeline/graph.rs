@@ -147,6 +147,17 @@ fn unread_work_is_warned_of() {
 }
 
 #[test]
+fn records_that_nobody_reads_are_warned_of_though_metrics_are_read() {
+    // A buffer beside the loop, of which the sink hears.
+    let beside =
+        LOOP.replace("replay.metrics]}", "replay.metrics, other.metrics]}\n  other: {op: replay_buffer, in: segments}");
+    assert_eq!(complaints(&beside), ["18:3 nothing reads `other.pairs`"]);
+    // Of several outputs one is enough.
+    let weights = LOOP.replace("in: [learner.metrics, replay.metrics]", "in: [replay.metrics]");
+    assert_eq!(complaints(&weights), ["15:3 nothing reads `learner.metrics`"]);
+}
+
+#[test]
 fn feedback_outside_a_cycle_is_warned_of() {
     let text = LOOP.replace("in: segments}", "in: {from: segments, feedback: {max_staleness: 1}}}");
     assert_eq!(complaints(&text), Vec::<String>::new());
