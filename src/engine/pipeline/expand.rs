@@ -79,8 +79,8 @@ fn default(json: &Json) -> Option<Yaml> {
         Json::Array(items) => Content::Sequence(items.iter().filter_map(default).collect()),
         scalar => Content::Scalar(serde_yaml::to_value(scalar).ok()?),
     };
-    let origin =
-        Origin { written: String::new(), whole: false, given: None, place: "default".to_owned(), before: None };
+    let place = "default".to_owned();
+    let origin = Origin { written: String::new(), whole: false, given: None, place, pieces: Vec::new(), before: None };
     Some(Yaml { origin: Some(Rc::new(origin)), ..Yaml::new(Span::default(), content) })
 }
 
@@ -158,16 +158,29 @@ fn comment(yaml: &Yaml, report: &Report) -> String {
 }
 
 fn chain(origin: &Origin) -> String {
-    let own = match (&origin.given, origin.written.is_empty()) {
-        (_, true) => origin.place.clone(),
-        (Some(given), _) => one_line(&format!("{}, {given}", origin.written)),
-        (None, _) if origin.whole => format!("{}, default at {}", one_line(&origin.written), origin.place),
-        (None, _) => format!("{:?} at {}", origin.written, origin.place),
+    let mut own = if origin.written.is_empty() {
+        origin.place.clone()
+    } else if origin.whole {
+        format!("{}, {}", one_line(&origin.written), one_line(&source(origin)))
+    } else {
+        format!("{:?} at {}", origin.written, origin.place)
     };
+    for piece in &origin.pieces {
+        let name = piece.written.trim_start_matches("${").trim_end_matches('}');
+        own += &format!(", {name}: {}", one_line(&source(piece)));
+        if let Some(before) = &piece.before {
+            own += &format!(" ({})", chain(before));
+        }
+    }
     match &origin.before {
         Some(before) => format!("{own}; {}", chain(before)),
         None => own,
     }
+}
+
+/// What gave a parameter its value.
+fn source(origin: &Origin) -> String {
+    origin.given.clone().unwrap_or_else(|| format!("default at {}", origin.place))
 }
 
 fn one_line(text: &str) -> String {

@@ -195,32 +195,43 @@ impl Params {
             let origin = self.origin(name, &value, report);
             return Yaml { origin: Some(Rc::new(origin)), ..moved(&value, yaml.span) };
         }
-        let mut filled = String::new();
+        let (mut filled, mut origins) = (String::new(), Vec::<Origin>::new());
         for piece in &pieces {
-            match piece {
-                Piece::Text(text) => filled.push_str(text),
-                Piece::Param(name) => match self.look_up(name, yaml.span, report).content {
-                    Content::Scalar(Value::String(text)) => filled.push_str(&text),
-                    Content::Scalar(Value::Null) => filled.push_str("null"),
-                    Content::Scalar(Value::Bool(truth)) => filled.push_str(&truth.to_string()),
-                    Content::Scalar(Value::Number(number)) => filled.push_str(&number.to_string()),
-                    Content::Scalar(_) | Content::Invalid => return Yaml::new(yaml.span, Content::Invalid),
-                    Content::Sequence(_) | Content::Mapping(_) => {
-                        report
-                            .error(yaml.span, format!("`${{{name}}}` within text must be a single value"))
-                            .help(format!("`{name}` is a list or a mapping: let `${{{name}}}` stand alone"));
-                        return Yaml::new(yaml.span, Content::Invalid);
-                    }
-                },
+            let name = match piece {
+                Piece::Text(text) => {
+                    filled.push_str(text);
+                    continue;
+                }
+                Piece::Param(name) => name,
+            };
+            let value = self.look_up(name, yaml.span, report);
+            let origin = self.origin(name, &value, report);
+            if origins.iter().all(|other| other.written != origin.written) {
+                origins.push(origin);
+            }
+            match value.content {
+                Content::Scalar(Value::String(text)) => filled.push_str(&text),
+                Content::Scalar(Value::Null) => filled.push_str("null"),
+                Content::Scalar(Value::Bool(truth)) => filled.push_str(&truth.to_string()),
+                Content::Scalar(Value::Number(number)) => filled.push_str(&number.to_string()),
+                Content::Scalar(_) | Content::Invalid => return Yaml::new(yaml.span, Content::Invalid),
+                Content::Sequence(_) | Content::Mapping(_) => {
+                    report
+                        .error(yaml.span, format!("`${{{name}}}` within text must be a single value"))
+                        .help(format!("`{name}` is a list or a mapping: let `${{{name}}}` stand alone"));
+                    return Yaml::new(yaml.span, Content::Invalid);
+                }
             }
         }
-        let references = pieces.iter().any(|piece| matches!(piece, Piece::Param(_)));
-        let place = report.place(yaml.span);
-        let origin = Origin { written: text.to_owned(), whole: false, given: None, place, before: None };
-        Yaml {
-            origin: references.then(|| Rc::new(origin)),
-            ..Yaml::new(yaml.span, Content::Scalar(Value::String(filled)))
-        }
+        let origin = (!origins.is_empty()).then(|| Origin {
+            written: text.to_owned(),
+            whole: false,
+            given: None,
+            place: report.place(yaml.span),
+            pieces: origins,
+            before: None,
+        });
+        Yaml { origin: origin.map(Rc::new), ..Yaml::new(yaml.span, Content::Scalar(Value::String(filled))) }
     }
 
     fn look_up(&mut self, name: &str, span: Span, report: &mut Report) -> Yaml {
@@ -248,6 +259,7 @@ impl Params {
             whole: true,
             given,
             place: report.place(value.span),
+            pieces: Vec::new(),
             before: value.origin.clone(),
         }
     }

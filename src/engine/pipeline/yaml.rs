@@ -31,6 +31,8 @@ pub(crate) struct Origin {
     pub given: Option<String>,
     /// Where the value stands: `file:line:column`.
     pub place: String,
+    /// For text around some: what each of these comes from.
+    pub pieces: Vec<Origin>,
     /// Where that value comes from in turn, if it was itself a parameter's.
     pub before: Option<Rc<Origin>>,
 }

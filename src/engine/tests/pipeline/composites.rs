@@ -253,6 +253,25 @@ fn operators_are_included() {
 }
 
 #[test]
+fn expanding_tells_where_the_pieces_of_a_text_come_from() {
+    let text = "version: 1
+params: {tag: a, dir: data, at: \"${dir}/x\"}
+run: {steps: 1, directory: \"runs-${tag}\"}
+nodes:
+  prompts: {op: prompt_source, with: {path: \"${at}/${dir}-${tag}\"}}
+";
+    let expanded =
+        pipeline::expand("p.yaml", text, &[("tag".to_owned(), "true".to_owned())], &registry()).expect("it is right");
+    for line in [
+        "  directory: runs-true # \"runs-${tag}\" at p.yaml:3:28, tag: -S tag=true",
+        "      path: data/x/data-true # \"${at}/${dir}-${tag}\" at p.yaml:5:45, at: default at p.yaml:2:33 \
+         (\"${dir}/x\" at p.yaml:2:33, dir: default at p.yaml:2:23), dir: default at p.yaml:2:23, tag: -S tag=true",
+    ] {
+        assert!(expanded.lines().any(|found| found == line), "{line}\n{expanded}");
+    }
+}
+
+#[test]
 fn expanding_tells_where_values_come_from() {
     let overrides = [("ema_decay".to_owned(), "0.25".to_owned())];
     let text = pipeline::expand("p.yaml", AUGMENTED, &overrides, &registry()).unwrap();
