@@ -1,4 +1,5 @@
-//! A parameter as declared: by its default alone, or spelled out as `{default, type, min, max, choices, description}`.
+//! A parameter as declared: by its default alone, which then decides its type, or spelled out as `{default, type, min, max,
+//! choices, description}`.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -29,6 +30,8 @@ pub(crate) struct Declaration {
     pub default: Option<Yaml>,
     /// What a value must be, as a JSON Schema; None: anything.
     pub schema: Option<Json>,
+    /// Whether that is so because of the default alone.
+    pub inferred: bool,
     pub description: String,
 }
 
@@ -52,7 +55,8 @@ fn declaration(entry: &Entry, report: &mut Report) -> Declaration {
         name: name.clone(),
         span: entry.key_span,
         default: Some(entry.value.clone()),
-        schema: None,
+        schema: widened_type_of(&entry.value).map(|kind| json!({"type": kind})),
+        inferred: true,
         description: String::new(),
     };
     // A mapping with any of these keys but `description` alone is a declaration, others are themselves the default.
@@ -61,8 +65,20 @@ fn declaration(entry: &Entry, report: &mut Report) -> Declaration {
         declared.default = entry.value.get("default").map(|default| default.value.clone());
         declared.description = description(&entry.value, report);
         declared.schema = schema(&entry.value, report);
+        declared.inferred = false;
     }
     declared
+}
+
+impl Declaration {
+    /// Whether its values are text and nothing else, so that what a command line says needs no quotes to be.
+    pub fn is_text(&self) -> bool {
+        let Some(schema) = &self.schema else { return false };
+        match schema["enum"].as_array() {
+            Some(choices) => choices.iter().all(Json::is_string),
+            None => schema["type"] == "string",
+        }
+    }
 }
 
 /// The text under `description`, or none.
@@ -77,22 +93,32 @@ pub(crate) fn description(yaml: &Yaml, report: &mut Report) -> String {
     }
 }
 
+/// A type's name in JSON Schema.
+fn kind(word: &Yaml, report: &mut Report) -> Option<Json> {
+    let text = word.as_str();
+    let found = TYPES.iter().find(|(word, _)| Some(*word) == text);
+    if found.is_none() {
+        let words = TYPES.map(|(word, _)| word);
+        let message = format!("`type` must be {}, found {}", one_of(&words), word.found());
+        let diagnostic = blame(report, word, message);
+        match text.and_then(|text| closest(text, words)) {
+            Some(near) => diagnostic.help(format!("did you mean `{near}`?")),
+            None => diagnostic.help("several are a list: `type: [integer, text]`"),
+        };
+    }
+    found.map(|(_, kind)| json!(kind))
+}
+
 fn schema(yaml: &Yaml, report: &mut Report) -> Option<Json> {
     let mut schema = Map::new();
     if let Some(entry) = yaml.get("type") {
-        let text = entry.value.as_str();
-        match TYPES.iter().find(|(word, _)| Some(*word) == text) {
-            Some((_, kind)) => schema.insert("type".to_owned(), json!(kind)),
-            None => {
-                let words = TYPES.map(|(word, _)| word);
-                let message = format!("`type` must be {}, found {}", one_of(&words), entry.value.found());
-                let diagnostic = blame(report, &entry.value, message);
-                if let Some(near) = text.and_then(|text| closest(text, words)) {
-                    diagnostic.help(format!("did you mean `{near}`?"));
-                }
-                return None;
+        let kinds = match &entry.value.content {
+            Content::Sequence(items) if !items.is_empty() => {
+                Json::Array(items.iter().map(|item| kind(item, report)).collect::<Option<_>>()?)
             }
+            _ => kind(&entry.value, report)?,
         };
+        schema.insert("type".to_owned(), kinds);
     } else if let Some(kind) = yaml.get("default").and_then(|default| type_of(&default.value)) {
         schema.insert("type".to_owned(), json!(kind));
     }
@@ -119,6 +145,16 @@ fn schema(yaml: &Yaml, report: &mut Report) -> Option<Json> {
         }
     }
     Some(Json::Object(schema))
+}
+
+/// The type that a default alone stands for. What is whole by default may have a fraction all the same; nothing, lists and
+/// mappings say too little of what else there may be.
+fn widened_type_of(default: &Yaml) -> Option<&'static str> {
+    match type_of(default)? {
+        "integer" => Some("number"),
+        "array" | "object" => None,
+        kind => Some(kind),
+    }
 }
 
 /// The type of a default, unless it refers to other parameters.

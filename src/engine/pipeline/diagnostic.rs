@@ -224,6 +224,14 @@ impl Report {
         self.errors() > 0
     }
 
+    /// What was reported last, for more to be said about it.
+    ///
+    /// # Panics
+    /// Where nothing has been.
+    pub fn last_error(&mut self) -> &mut Diagnostic {
+        self.list.last_mut().expect("something was reported")
+    }
+
     /// Where a span is, for a note about another one.
     pub fn place(&self, span: Span) -> String {
         format!("{}:{}:{}", self.sources[span.source].name, span.line, span.column)

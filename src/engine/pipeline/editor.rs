@@ -163,8 +163,9 @@ fn source() -> Json {
 }
 
 fn parameter() -> Json {
+    let kind = json!({"enum": ["integer", "number", "text", "boolean", "list", "mapping"]});
     json!({
-        "description": "A default, or `{default, type, min, max, choices, description}`.",
+        "description": "A default, whose type values must have, or `{default, type, min, max, choices, description}`.",
         "if": {
             "type": "object",
             "anyOf": [
@@ -179,7 +180,7 @@ fn parameter() -> Json {
             "additionalProperties": false,
             "properties": {
                 "default": {},
-                "type": {"enum": ["integer", "number", "text", "boolean", "list", "mapping"]},
+                "type": {"anyOf": [kind, {"type": "array", "minItems": 1, "items": kind}]},
                 "min": {"type": "number"},
                 "max": {"type": "number"},
                 "choices": {"type": "array", "minItems": 1},

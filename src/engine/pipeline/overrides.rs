@@ -1,5 +1,6 @@
 //! Values for params from outside of their block: `-S name=value`, and what a test gives.
 
+use saphyr_parser::{Event, Parser};
 use serde_yaml::Value;
 
 use super::diagnostic::{Report, Span};
@@ -11,6 +12,8 @@ pub(crate) struct Override {
     pub name: String,
     pub name_span: Span,
     pub value: Yaml,
+    /// The value as the command line has it; None for one that stands in the file, where quotes tell text from others.
+    pub text: Option<String>,
     /// What gave it, for people.
     pub given: String,
 }
@@ -36,7 +39,8 @@ pub(crate) fn from_command_line(overrides: &[(String, String)], report: &mut Rep
                 Yaml::new(value_span, Content::Invalid)
             }
         };
-        list.push(Override { name: name.clone(), name_span, value, given: format!("-S {name}={text}") });
+        let given = format!("-S {name}={text}");
+        list.push(Override { name: name.clone(), name_span, value, text: Some(text.clone()), given });
     }
     list
 }
@@ -48,9 +52,29 @@ pub(crate) fn from_entries(entries: &[Entry], before: &[Override], report: &Repo
         name: entry.key.clone(),
         name_span: entry.key_span,
         value: entry.value.clone(),
+        text: None,
         given: format!("given at {}", report.place(entry.value.span)),
     });
     others.chain(given).collect()
+}
+
+/// The items of a list without its brackets, as `-S name=a,b` has them; None for those that are no single values.
+pub(crate) fn item_texts(list: &str) -> Vec<Option<String>> {
+    let (mut items, mut depth) = (Vec::new(), 0);
+    for event in Parser::new_from_str(&format!("[{list}]")).map_while(|event| event.ok()) {
+        match event.0 {
+            Event::Scalar(text, ..) if depth == 1 => items.push(Some(text.into_owned())),
+            Event::SequenceStart(..) | Event::MappingStart(..) => {
+                if depth == 1 {
+                    items.push(None);
+                }
+                depth += 1;
+            }
+            Event::SequenceEnd | Event::MappingEnd => depth -= 1,
+            _ => {}
+        }
+    }
+    items
 }
 
 /// Whether the pipeline has a parameter of that name; reported where it has none.

@@ -1,9 +1,9 @@
 //! `params`: their defaults, `-S name=value`, and `${name}` in the rest of the pipeline.
 //!
 //! Interpolation sees parsed scalars, never text: a value cannot change the structure of the file. `${name}` alone
-//! keeps the parameter's type, within other text it prints the value, `$${` is a literal `${`. The value of a plain
-//! parameter may be of any type: whether the type is right is for those to say who use it. That of a parameter which is
-//! spelled out must be what its declaration says.
+//! keeps the parameter's type, within other text it prints the value, `$${` is a literal `${`. A value must be what the
+//! declaration says; that of a plain parameter is of the type of its default (a number where that is one, whole or not, and
+//! anything where it is nothing, a list or a mapping).
 
 use std::rc::Rc;
 
@@ -116,6 +116,12 @@ impl Params {
                 let before = report.errors();
                 Validator { root: schema }.check(&param.value, &param.declared.name, param.declared.span, report);
                 if report.errors() > before {
+                    if let (true, Some(default)) = (param.declared.inferred, &param.declared.default) {
+                        let place = report.place(default.span);
+                        let note = format!("its default is {}: {place}", default.found());
+                        let help = "a parameter that takes several types says so: `type: [integer, text]`";
+                        report.last_error().note(note).help.get_or_insert_with(|| help.to_owned());
+                    }
                     param.value.content = Content::Invalid;
                 }
             }
@@ -128,8 +134,11 @@ impl Params {
             return;
         }
         let Some(param) = self.list.iter_mut().find(|param| param.declared.name == given.name) else { return };
-        param.value = given.value.clone();
-        param.given = (!given.value.is_invalid()).then(|| given.given.clone());
+        param.value = match &given.text {
+            Some(text) => from_text(text, &given.value, &param.declared, report),
+            None => given.value.clone(),
+        };
+        param.given = Some(given.given.clone());
     }
 
     /// Fill in the references of a parameter to others.
@@ -278,6 +287,24 @@ impl Params {
                 .help(format!("write `${{{name}}}` where its value belongs, or remove it"));
         }
         self.environment.report_unused(report);
+    }
+}
+
+/// What a command line gives: YAML, but for parameters that are text, which take what is written.
+fn from_text(text: &str, value: &Yaml, declared: &Declaration, report: &mut Report) -> Yaml {
+    match &value.content {
+        Content::Scalar(Value::String(_)) => value.clone(),
+        Content::Scalar(_) if declared.is_text() => {
+            Yaml { content: Content::Scalar(Value::String(text.trim().to_owned())), ..value.clone() }
+        }
+        Content::Scalar(Value::Null) if text.trim().is_empty() => {
+            let name = &declared.name;
+            report
+                .error(value.span, format!("`{name}` is given no value"))
+                .help(format!("write `{name}=null` if none is meant"));
+            Yaml::new(value.span, Content::Invalid)
+        }
+        _ => value.clone(),
     }
 }
 

@@ -106,7 +106,8 @@ pub(super) fn read(
         Ok(_) => return Err(report.finish().list),
         Err(wrong) => return Err(report.finish_with(wrong).list),
     };
-    let fixed = fixed.into_iter().map(|given| (given.name, given.value.to_value())).collect();
+    let graph = combinations.first().map(|combination| &combination.graph);
+    let fixed = fixed.into_iter().map(|given| (given.name.clone(), value_in(graph, &given))).collect();
     Ok(Some(Sweep { combinations, fixed, seeds }))
 }
 
@@ -123,15 +124,18 @@ fn from_command_line(overrides: &[(String, String)], report: &mut Report) -> (Ve
         overrides.iter().map(|(name, text)| (name.clone(), format!("[{text}]"))).collect();
     for (given, (name, text)) in overrides::from_command_line(&bracketed, report).into_iter().zip(overrides) {
         let Content::Sequence(values) = given.value.content else { continue };
-        let one = |value: Yaml| Override {
+        let said = format!("-S {name}={text}");
+        let one = |(value, text): (Yaml, Option<String>)| Override {
             value,
-            given: format!("-S {name}={text}"),
+            text,
+            given: said.clone(),
             ..given_name(&given.name, given.name_span)
         };
-        let mut values: Vec<Override> = values.into_iter().map(one).collect();
+        let texts = overrides::item_texts(text).into_iter().chain(std::iter::repeat(None));
+        let mut values: Vec<Override> = values.into_iter().zip(texts).map(one).collect();
         match values.len() {
-            // `-S name=` is the absence of a value.
-            0 => fixed.push(one(Yaml::new(given.name_span, Content::Scalar(Value::Null)))),
+            // `-S name=` gives no value: a parameter that is text takes it as such.
+            0 => fixed.push(one((Yaml::new(given.name_span, Content::Scalar(Value::Null)), Some(String::new())))),
             1 => fixed.append(&mut values),
             _ => grid.push(Dimension { name: given.name, span: given.name_span, values }),
         }
@@ -141,7 +145,7 @@ fn from_command_line(overrides: &[(String, String)], report: &mut Report) -> (Ve
 
 fn given_name(name: &str, name_span: Span) -> Override {
     let value = Yaml::new(name_span, Content::Invalid);
-    Override { name: name.to_owned(), name_span, value, given: String::new() }
+    Override { name: name.to_owned(), name_span, value, text: None, given: String::new() }
 }
 
 fn given_by(entry: &Entry, value: &Yaml, report: &Report) -> Override {
@@ -233,6 +237,15 @@ fn combine(grid: &[Dimension], list: &[Vec<Override>], report: &mut Report) -> V
     combinations
 }
 
+/// A value as it stands for the parameter: text, where that is text.
+fn value_in(graph: Option<&Graph>, given: &Override) -> Value {
+    let taken = graph.and_then(|graph| graph.params.get(&given.name));
+    match (given.value.to_value(), taken) {
+        (Value::Null | Value::Bool(_) | Value::Number(_), Some(Value::String(text))) => Value::String(text.clone()),
+        (value, _) => value,
+    }
+}
+
 /// The pipeline with each combination of values; whether one that is there twice is an error.
 fn lower(
     root: &Yaml,
@@ -250,8 +263,9 @@ fn lower(
         given.retain(|other| combination.iter().all(|value| value.name != other.name));
         given.extend(combination.iter().cloned());
         let found = document::lower(root, &given, registry, &mut report);
+        let graph = found.as_ref().map(|found| &found.graph);
         let params: Vec<(String, Value)> =
-            combination.iter().map(|value| (value.name.clone(), value.value.to_value())).collect();
+            combination.iter().map(|value| (value.name.clone(), value_in(graph, value))).collect();
         if each_once && lowered.iter().any(|other| other.params == params) {
             let span = combination.first().map_or(Span::default(), |value| value.value.span);
             report.error(span, "the sweep has this combination of values twice");

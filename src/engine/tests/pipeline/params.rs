@@ -36,9 +36,9 @@ fn overrides_are_yaml() {
     assert_eq!(config["batch_size"], 5);
     assert_eq!(config["path"], "7");
     assert_eq!(read_with(LOOP, &[("ema_decay", "0")]).unwrap().nodes[5].config["decay"], 0);
-    // A key that takes a number or a word takes either, whatever the default is.
+    // A key that takes a number or a word: the parameter says that it may be either.
     let either = LOOP
-        .replace("params:", "params:\n  tokens: 8")
+        .replace("params:", "params:\n  tokens: {default: 8, type: [integer, text]}")
         .replace("    in:\n", "    with: {segment_tokens: \"${tokens}\"}\n    in:\n");
     assert_eq!(read_with(&either, &[("tokens", "all")]).unwrap().nodes[1].config["segment_tokens"], "all");
     let refused = read_with(&text, &[("p", "[")]).err().unwrap();
@@ -49,26 +49,64 @@ fn overrides_are_yaml() {
 }
 
 #[test]
-fn an_override_of_a_wrong_type_is_blamed_where_it_is_used() {
-    let text = with_params("{n: 3, p: a}", "\"${p}\"", "\"${n}\"");
-    let refused = read_with(&text, &[("n", "half"), ("p", "7")]).err().unwrap();
+fn a_plain_parameter_has_the_type_of_its_default() {
+    let text = with_params("{n: 3, p: a, x: 0.5, on: true, any: , list: [a]}", "\"${p}\"", "\"${n}\"");
+    let text = text.replace("path: ", "columns: \"${list}\", path: ");
+    let refused = |name: &str, value: &str| read_with(&text, &[(name, value)]).err().unwrap().list[0].message.clone();
+    assert_eq!(refused("n", "half"), "`n` must be a number, found the text \"half\"");
+    assert_eq!(refused("x", "true"), "`x` must be a number, found `true`");
+    assert_eq!(refused("on", "1"), "`on` must be `true` or `false`, found the number 1");
+    assert_eq!(refused("p", "[a, b]"), "`p` must be text, found a list");
+    // A whole number may be replaced by any: here it is the key that wants a whole one.
+    assert_eq!(refused("n", "2.5"), "`batch_size` must be an integer, found the number 2.5");
+    assert_eq!(read_with(&text, &[("x", "1"), ("any", "[1]"), ("list", "[]")]).unwrap().params["x"], 1);
+    let whole = read_with(&text, &[("n", "half")]).err().unwrap();
     assert_eq!(
-        refused.to_string(),
+        whole.list[0].to_string(),
         "\
-error: `path` must be text, found the number 7
- --> p.yaml:5:45
+error: `n` must be a number, found the text \"half\"
+ --> command line:1:6
   |
-5 |   prompts: {op: prompt_source, with: {path: \"${p}\", batch_size: \"${n}\"}}
-  |                                             ^^^^^^ expected text
-  = note: `${p}` (-S p=7) is the number 7
-  = help: quotes make it text: \"7\"
+1 | -S n=half
+  |      ^^^^ expected a number
+  = note: its default is the number 3: p.yaml:2:13
+  = help: a parameter that takes several types says so: `type: [integer, text]`"
+    );
+}
 
-error: `batch_size` must be an integer, found the text \"half\"
- --> p.yaml:5:65
-  |
-5 |   prompts: {op: prompt_source, with: {path: \"${p}\", batch_size: \"${n}\"}}
-  |                                                                 ^^^^^^ expected an integer
-  = note: `${n}` (-S n=half) is the text \"half\""
+#[test]
+fn what_is_given_to_a_text_is_text() {
+    let text = with_params("{p: a}", "\"x-${p}\"", "1");
+    let path = |text: &str, value: &str| read_with(text, &[("p", value)]).unwrap().nodes[0].config["path"].clone();
+    for value in ["true", "1e3", "0.10", "null", "007", "#5"] {
+        assert_eq!(path(&text, value), format!("x-{value}"));
+    }
+    assert_eq!(path(&text, "\"1\""), "x-1");
+    assert_eq!(path(&text, ""), "x-");
+    let chosen = text.replace("{p: a}", "{p: {default: on, choices: [on, off, \"1\"]}}");
+    assert_eq!(path(&chosen.replace("on", "\"yes\""), "1"), "x-1");
+    // Of other types, nothing is no value.
+    let number = with_params("{n: 3}", "a", "\"${n}\"");
+    let refused = read_with(&number, &[("n", "")]).err().unwrap();
+    assert_eq!(refused.list[0].message, "`n` is given no value");
+    // In the file, quotes tell.
+    assert_eq!(
+        complaints(&text.replace("{p: a}", "{p: {default: 7, type: text}}"))[0],
+        "2:23 `p` must be text, found the number 7"
+    );
+}
+
+#[test]
+fn a_parameter_can_take_several_types() {
+    let text = with_params("{n: {default: 3, type: [integer, text], min: 1}}", "a", "\"${n}\"");
+    assert_eq!(read_with(&text, &[("n", "4")]).unwrap().params["n"], 4);
+    let message = |text: &str, value: &str| read_with(text, &[("n", value)]).err().unwrap().list[0].message.clone();
+    assert_eq!(message(&text, "all"), "`batch_size` must be an integer, found the text \"all\"");
+    assert_eq!(message(&text, "0"), "`n` must be at least 1, found 0");
+    assert_eq!(message(&text, "[]"), "`n` must be an integer or text, found a list");
+    assert_eq!(
+        complaints(&text.replace("text]", "word]"))[0],
+        "2:42 `type` must be `integer`, `number`, `text`, `boolean`, `list` or `mapping`, found the text \"word\""
     );
 }
 

@@ -60,6 +60,19 @@ fn the_command_line_goes_before_the_file() {
 }
 
 #[test]
+fn what_a_sweep_gives_to_a_text_is_text() {
+    let text = LOOP.replace("params:", "params:\n  tag: a").replace("rows.jsonl", "\"${tag}\"");
+    let given = [("tag".to_owned(), "true, 0.10, b".to_owned())];
+    let sweep = pipeline::sweep("p.yaml", &text, &given, &registry()).unwrap();
+    let paths = sweep.combinations.iter().map(|found| found.graph.nodes[0].config["path"].as_str().unwrap().to_owned());
+    assert_eq!(paths.collect::<Vec<_>>(), ["true", "0.10", "b"]);
+    let params = sweep.combinations.iter().map(|found| found.params[0].1.as_str().unwrap().to_owned());
+    assert_eq!(params.collect::<Vec<_>>(), ["true", "0.10", "b"]);
+    let given = [("tag".to_owned(), "1".to_owned())];
+    assert_eq!(pipeline::sweep("p.yaml", &text, &given, &registry()).unwrap().fixed, [("tag".to_owned(), "1".into())]);
+}
+
+#[test]
 fn mistakes_in_sweeps_are_errors_with_places() {
     // LOOP has 17 lines.
     let wrong = |block: &str| read(block, &[]).err().unwrap_or_else(|| panic!("{block} is not right"));
