@@ -17,31 +17,79 @@ pub fn operators(args: &OperatorsArgs) -> Outcome {
         return composites(pipeline, args, &registry);
     }
     let text = match (&args.name, args.format) {
-        (None, PageFormat::Text) => {
-            let width = registry.iter().map(|spec| spec.name.len()).max().unwrap_or(0);
-            registry.iter().map(|spec| format!("{:width$}  {}\n", spec.name, spec.summary)).collect()
-        }
+        (None, PageFormat::Text) => list(&registry),
         (None, PageFormat::Markdown) => operators_table(&registry),
         (None, PageFormat::Json) => {
             let pages: Vec<OperatorDoc> = registry.iter().map(|spec| OperatorDoc::of(spec)).collect();
             serde_json::to_string_pretty(&pages)?
         }
         (Some(name), format) => {
-            let Some(spec) = registry.get(name) else {
-                let near = closest(name, registry.iter().map(|spec| spec.name));
-                let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-                return Err(Failure::Usage(format!("there is no operator `{name}`{hint}")));
-            };
-            let page = OperatorDoc::of(spec);
-            match format {
-                PageFormat::Text => page.to_text(),
-                PageFormat::Markdown => page.to_markdown(),
-                PageFormat::Json => serde_json::to_string_pretty(&page)?,
+            match (registry.get(name), nearby(&registry).into_iter().find(|page| page.name == *name)) {
+                (Some(spec), _) => {
+                    let page = OperatorDoc::of(spec);
+                    match format {
+                        PageFormat::Text => page.to_text(),
+                        PageFormat::Markdown => page.to_markdown(),
+                        PageFormat::Json => serde_json::to_string_pretty(&page)?,
+                    }
+                }
+                (None, Some(page)) => match format {
+                    PageFormat::Text => page.to_text(),
+                    PageFormat::Markdown => page.to_markdown(),
+                    PageFormat::Json => serde_json::to_string_pretty(&page)?,
+                },
+                (None, None) => return Err(Failure::Usage(unknown(name, &registry))),
             }
         }
     };
     terminal::print(&text)?;
     Ok(())
+}
+
+/// All operators in a line each: built-in ones, and composite ones that are at hand.
+fn list(registry: &Registry) -> String {
+    let composites = nearby(registry);
+    let names = registry.iter().map(|spec| spec.name).chain(composites.iter().map(|page| page.name.as_str()));
+    let width = names.map(str::len).max().unwrap_or(0);
+    let mut text: String = registry.iter().map(|spec| format!("{:width$}  {}\n", spec.name, spec.summary)).collect();
+    if !composites.is_empty() {
+        text += &format!("\nMade of these, in {COMPOSITES}/*.yaml:\n\n");
+        text.extend(composites.iter().map(|page| format!("{:width$}  {}\n", page.name, page.summary)));
+    }
+    text
+}
+
+/// Where composite operators are looked for that no pipeline was named for.
+const COMPOSITES: &str = "operators";
+
+/// The composite operators in that folder of the working directory, by file. Files that define none that are right are left
+/// out: this is no place to tell what is wrong with them.
+fn nearby(registry: &Registry) -> Vec<CompositeDoc> {
+    let entries = std::fs::read_dir(COMPOSITES).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<_> = entries.filter(|path| path.extension().is_some_and(|found| found == "yaml")).collect();
+    files.sort();
+    let mut pages: Vec<CompositeDoc> = Vec::new();
+    for file in files {
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        let found = pipeline::composites(&file.display().to_string(), &text, registry).unwrap_or_default();
+        // One file may include another.
+        let is_new = |page: &CompositeDoc| pages.iter().all(|other| other.name != page.name);
+        let new: Vec<CompositeDoc> = found.into_iter().filter(is_new).collect();
+        pages.extend(new);
+    }
+    pages
+}
+
+fn unknown(name: &str, registry: &Registry) -> String {
+    let composites = nearby(registry);
+    let names = registry.iter().map(|spec| spec.name).chain(composites.iter().map(|page| page.name.as_str()));
+    match closest(name, names) {
+        Some(near) => format!("there is no operator `{name}`; did you mean `{near}`?"),
+        None => format!(
+            "there is no operator `{name}`, built in or in {COMPOSITES}/*.yaml; those of a pipeline, and of what it \
+             includes, are told by `sapo-flow operators --pipeline FILE`"
+        ),
+    }
 }
 
 /// Print a first pipeline of some operators.

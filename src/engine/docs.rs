@@ -230,7 +230,7 @@ fn nested_objects<'a>(schema: &'a Json, root: &'a Json) -> Vec<&'a Json> {
     branches.into_iter().flatten().flat_map(|branch| nested_objects(branch, root)).collect()
 }
 
-fn section(text: &mut String, title: &str, items: impl Iterator<Item = (String, String)>) {
+pub(crate) fn section(text: &mut String, title: &str, items: impl Iterator<Item = (String, String)>) {
     let items: Vec<_> = items.collect();
     if items.is_empty() {
         return;

@@ -237,7 +237,7 @@ impl<'a> Flattener<'a> {
             report.error(with.key_span, format!("`with` is a mapping, found {}", with.value.found()));
         }
         let inputs = self.inputs(entry, definition, &user, scope, report);
-        let mut uses = vec![format!("inside `{}`, which `{user}` uses at {}", definition.name, report.place(op_span))];
+        let mut uses = vec![report.note_at(&format!("inside `{}`, which `{user}` uses", definition.name), op_span)];
         uses.extend(scope.uses.iter().cloned());
         // What is missing from `with` is a mistake of the use; what its values meet inside is seen from both.
         let mut params = Params::of_use(definition.declarations.clone(), with, &user, op_span, report);

@@ -39,6 +39,16 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
+    /// The line, with a mark under what it is about.
+    fn excerpt(&self) -> String {
+        let number = self.line.to_string();
+        let margin = " ".repeat(number.len());
+        let indent: String =
+            self.source_line.chars().take(self.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let marks = "^".repeat(self.width);
+        format!("{number} | {}\n{margin} | {indent}{marks} {}", self.source_line, self.label)
+    }
+
     pub(super) fn label(&mut self, label: impl Into<String>) -> &mut Self {
         self.label = label.into();
         self
@@ -77,10 +87,7 @@ impl fmt::Display for Diagnostic {
         let margin = " ".repeat(number.len());
         if self.line > 0 {
             write!(f, "\n{margin}--> {}:{}:{}", self.file, self.line, self.column)?;
-            let indent: String =
-                self.source_line.chars().take(self.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-            write!(f, "\n{margin} |\n{number} | {}", self.source_line)?;
-            write!(f, "\n{margin} | {indent}{} {}", "^".repeat(self.width), self.label)?;
+            write!(f, "\n{margin} |\n{}", self.excerpt())?;
         }
         for note in &self.notes {
             write!(f, "\n{margin} = note: {note}")?;
@@ -179,9 +186,14 @@ impl Report {
 
     /// All findings, as [`finish`](Self::finish) tells them, and the sources.
     pub fn take(self) -> (Diagnostics, Self) {
-        let sources = self.sources.iter().map(|s| Source { name: s.name.clone(), text: s.text.clone() }).collect();
-        let empty = Report { sources, list: Vec::new(), contexts: Vec::new(), context: Vec::new() };
+        let empty = self.without_findings();
         (self.finish(), empty)
+    }
+
+    /// The same sources, of which nothing is said.
+    pub fn without_findings(&self) -> Self {
+        let sources = self.sources.iter().map(|s| Source { name: s.name.clone(), text: s.text.clone() }).collect();
+        Report { sources, list: Vec::new(), contexts: Vec::new(), context: Vec::new() }
     }
 
     /// Add an included file; the result stands for it in spans.
@@ -237,6 +249,12 @@ impl Report {
         format!("{}:{}:{}", self.sources[span.source].name, span.line, span.column)
     }
 
+    /// A note about another place: what it says, where that is, and the line.
+    pub fn note_at(&self, note: &str, span: Span) -> String {
+        let there = self.diagnostic(Severity::Error, span, String::new());
+        format!("{note} at {}\n{}", self.place(span), there.excerpt())
+    }
+
     /// All findings, those of the pipeline before those of included files and of the command line, each by line and
     /// column. What was found in several uses of one definition is told once, with all of them.
     pub fn finish(self) -> Diagnostics {
@@ -252,9 +270,7 @@ impl Report {
         };
         let mut list: Vec<Diagnostic> = Vec::new();
         for (diagnostic, context) in self.list.into_iter().zip(self.contexts) {
-            let same = |other: &&mut Diagnostic| {
-                !context.is_empty() && other.tells_what(&diagnostic)
-            };
+            let same = |other: &&mut Diagnostic| !context.is_empty() && other.tells_what(&diagnostic);
             match list.iter_mut().find(same) {
                 Some(told) => {
                     let more = context.into_iter().filter(|note| !told.notes.contains(note)).collect::<Vec<_>>();

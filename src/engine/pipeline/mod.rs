@@ -10,7 +10,8 @@
 //! | `schema` | values against the JSON Schema of an operator's config or of the `run` block |
 //! | `document` | the top level, the `run` block, the nodes |
 //! | `config` | `with` blocks |
-//! | `expand`, `composite_doc` | the flat pipeline as text; the reference pages of composite operators |
+//! | `expand` | the flat pipeline as text |
+//! | `composite_doc`, `composite_ports` | the reference pages of composite operators, and what their ports carry |
 //! | `overrides` | values of params from outside of their block |
 //! | `testing` | `tests`: the part of a graph that one runs, and what is expected of it |
 //! | `sweep` | `sweep`: values that parameters take in turn |
@@ -30,6 +31,7 @@ use crate::operator::Registry;
 
 mod composite;
 mod composite_doc;
+mod composite_ports;
 mod config;
 mod declaration;
 mod diagnostic;
@@ -167,7 +169,8 @@ pub fn composites(name: &str, text: &str, registry: &Registry) -> Result<Vec<Com
     let library = yaml::parse(0, &mut report).map(|root| library::Library::read(&root, name, registry, &mut report));
     match library {
         Some(library) if !report.has_errors() => {
-            Ok(library.list.iter().map(|definition| CompositeDoc::of(definition, &report)).collect())
+            let page = |definition| CompositeDoc::of(definition, &library, registry, &report);
+            Ok(library.list.iter().map(page).collect())
         }
         _ => Err(report.finish()),
     }

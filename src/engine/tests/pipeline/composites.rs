@@ -147,7 +147,9 @@ error: `decay`: must be at least 0 and below 1
 22 |       ema: {op: ema, in: weights, with: {decay: \"${decay}\"}}
    |                                                 ^^^^^^^^^^
    = note: `${decay}` (given at p.yaml:28:19) is the number 7
-   = note: inside `augment`, which `self` uses at p.yaml:26:9"
+   = note: inside `augment`, which `self` uses at p.yaml:26:9
+26 |     op: augment
+   |         ^^^^^^^"
             .replace("22:48", "22:49")
     );
 }
@@ -306,18 +308,32 @@ defined at p.yaml:6:3
 
 Inputs
 
-    prompts - what to answer
-    weights
+    prompts: Prompts
+        what to answer
+    weights: Weights
 
 Outputs
 
-    pairs - replay.pairs
-    metrics - replay.metrics
+    pairs: Pairs
+        what is drawn (`replay.pairs`)
+    metrics: Metrics
+        sizes (`replay.metrics`)
 
 With
 
     decay: a number, default 0.9
-    max_staleness: any value, default 0
+    max_staleness: a number, default 0
+
+Example
+
+    include: p.yaml
+    nodes:
+      augment:
+        op: augment
+        in: {prompts: prompt_source.prompts, weights: learner.weights}
+        with:
+          decay: 0.9
+          max_staleness: 0
 "
     );
 }
