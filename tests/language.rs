@@ -157,6 +157,19 @@ fn composites_are_listed_and_documented() {
     let pages: serde_json::Value =
         serde_json::from_str(&said(&["operators", "--pipeline", file, "--format", "json"])).unwrap();
     assert_eq!(pages[0]["outputs"][2]["name"], "metrics");
+    assert_eq!(pages[0]["inputs"][1]["types"], serde_json::json!(["Weights"]));
+    // Where no pipeline is named, those in operators/ are at hand.
+    let text = said(&["operators", "self_augment"]);
+    for line in [
+        "    prompts: Prompts (many)",
+        "    pairs: Pairs",
+        "    in: {prompts: prompt_source.prompts, weights: preference_learner.weights}",
+    ] {
+        assert!(text.lines().any(|found| found.ends_with(line)), "{line}\n{text}");
+    }
+    assert!(said(&["operators"]).contains("\nself_augment "));
+    let unknown = String::from_utf8(sapo_flow(&["operators", "something_else"]).stderr).unwrap();
+    assert!(unknown.contains("`sapo-flow operators --pipeline FILE`"), "{unknown}");
     let wrong = sapo_flow(&["operators", "self_augmint", "--pipeline", file]);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("did you mean `self_augment`?"));
@@ -167,7 +180,12 @@ fn scaffolds_are_valid_for_every_operator() {
     let registry = sapo_flow_operators::registry();
     let read = |operators: &[String]| {
         let text = pipeline::scaffold(operators, &registry).unwrap();
-        pipeline::parse_str("new.yaml", &text, &[], &registry).unwrap_or_else(|refused| panic!("{refused}\n{text}"))
+        let graph = pipeline::parse_str("new.yaml", &text, &[], &registry);
+        let graph = graph.unwrap_or_else(|refused| panic!("{refused}\n{text}"));
+        assert!(graph.warnings.list.is_empty(), "{}\n{text}", graph.warnings);
+        let models = text.matches("models/").count();
+        assert!(models <= 1, "one model, named once:\n{text}");
+        graph
     };
     let names: Vec<String> = registry.iter().map(|spec| spec.name.to_owned()).collect();
     for name in &names {
@@ -178,6 +196,22 @@ fn scaffolds_are_valid_for_every_operator() {
         }
     }
     read(&names);
+}
+
+#[test]
+fn a_scaffold_joins_two_sources_and_keeps_what_it_trains() {
+    let registry = sapo_flow_operators::registry();
+    let text = pipeline::scaffold(&["join".to_owned(), "preference_learner".to_owned()], &registry).unwrap();
+    let graph = pipeline::parse_str("new.yaml", &text, &[], &registry).unwrap();
+    let names: Vec<&str> = graph.params.keys().map(String::as_str).collect();
+    assert_eq!(names, ["model", "data", "data_2"]);
+    let join = graph.nodes.iter().position(|node| node.op.name == "join").unwrap();
+    let sources: Vec<usize> =
+        graph.edges.iter().filter(|edge| edge.to_node == join).map(|edge| edge.from_node).collect();
+    assert_eq!((sources.len(), sources[0] == sources[1]), (2, false), "{text}");
+    for sink in ["checkpoint", "metrics_sink"] {
+        assert!(graph.nodes.iter().any(|node| node.op.name == sink), "{text}");
+    }
 }
 
 #[test]

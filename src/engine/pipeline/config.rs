@@ -2,8 +2,8 @@
 
 use serde_yaml::Value;
 
-use super::diagnostic::{Report, Span};
-use super::scaffold::example_settings;
+use super::diagnostic::Report;
+use super::scaffold_text::example_settings;
 use super::schema::{Validator, blame};
 use super::wiring::Draft;
 use super::yaml::{Content, Entry, Yaml};

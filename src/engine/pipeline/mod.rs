@@ -16,7 +16,7 @@
 //! | `testing` | `tests`: the part of a graph that one runs, and what is expected of it |
 //! | `sweep` | `sweep`: values that parameters take in turn |
 //! | `editor` | the JSON Schema of pipelines |
-//! | `scaffold` | a first pipeline of given operators |
+//! | `scaffold`, `scaffold_text` | a first pipeline of given operators |
 //! | `wiring`, `types` | `in` blocks to typed edges |
 //! | `retractions` | edges over which something may be taken back |
 //! | `order` | dependency order, or the chain of a cycle that nothing delays |
@@ -47,6 +47,7 @@ mod overrides;
 mod params;
 mod retractions;
 mod scaffold;
+mod scaffold_text;
 mod schema;
 mod suggest;
 mod sweep;

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use serde_yaml::{Mapping, Value};
 
 use super::suggest::closest;
-use crate::operator::{Connections, OperatorSpec, PortSpec, Registry, Source};
+use crate::operator::{OperatorSpec, PortSpec, Registry};
 use crate::record::PortType;
 
 /// A pipeline with these operators, in this order, and with those that they need to have every input connected.
 ///
 /// An input reads the nearest node before it that emits what it takes, or else the last one after it; what leads
-/// back to an earlier node within a cycle becomes feedback. Sinks are added for what nothing reads.
+/// back to an earlier node within a cycle becomes feedback. Readers are added for what nothing reads, and sinks for models
+/// that are trained and for metrics.
 ///
 /// # Errors
 /// When there is no operator of a name, or nothing that emits what one needs.
@@ -27,28 +28,30 @@ pub fn scaffold(operators: &[String], registry: &Registry) -> Result<String, Str
         draft.nodes.push(node);
     }
     draft.connect_all()?;
+    draft.add_readers()?;
     draft.add_sinks()?;
     draft.mark_feedback();
     draft.to_text().map_err(|error| error.to_string())
 }
 
-struct Draft<'r> {
-    nodes: Vec<Node>,
+/// A pipeline that is being put together.
+pub(super) struct Draft<'r> {
+    pub nodes: Vec<Node>,
     registry: &'r Registry,
 }
 
-struct Node {
-    name: String,
-    spec: Arc<OperatorSpec>,
-    wires: Vec<Wire>,
+pub(super) struct Node {
+    pub name: String,
+    pub spec: Arc<OperatorSpec>,
+    pub wires: Vec<Wire>,
     connected: bool,
 }
 
-struct Wire {
-    input: &'static str,
-    from: String,
-    output: &'static str,
-    feedback: bool,
+pub(super) struct Wire {
+    pub input: &'static str,
+    pub from: String,
+    pub output: &'static str,
+    pub feedback: bool,
 }
 
 impl Draft<'_> {
@@ -63,6 +66,9 @@ impl Draft<'_> {
             self.nodes[index].connected = true;
             let (name, spec) = (self.nodes[index].name.clone(), self.nodes[index].spec.clone());
             for input in spec.inputs.iter().filter(|input| input.required) {
+                if self.nodes[self.position(&name)].wires.iter().any(|wire| wire.input == input.name) {
+                    continue;
+                }
                 let input = &self.narrowed(&spec, input);
                 let mut emitters = self.emitters(&name, input);
                 if emitters.is_empty() {
@@ -74,13 +80,11 @@ impl Draft<'_> {
                     self.nodes.insert(at, node);
                     emitters = self.emitters(&name, input);
                 }
-                // A sink takes all there is, others what is nearest.
-                let all = input.many && spec.outputs.is_empty();
-                emitters.truncate(if all { usize::MAX } else { 1 });
-                for (from, output) in emitters {
-                    let at = self.position(&name);
-                    self.nodes[at].wires.push(Wire { input: input.name, from, output, feedback: false });
-                }
+                // What is nearest; sinks that take all there is are connected once all is there.
+                let nearest = emitters.into_iter().next().filter(|_| !gathers(&spec));
+                let Some((from, output)) = nearest else { continue };
+                let at = self.position(&name);
+                self.nodes[at].wires.push(Wire { input: input.name, from, output, feedback: false });
             }
         }
         Ok(())
@@ -113,7 +117,8 @@ impl Draft<'_> {
         output.types.first().copied().filter(|_| output.follows.is_none())
     }
 
-    fn position(&self, name: &str) -> usize {
+    /// Where a node stands.
+    pub fn position(&self, name: &str) -> usize {
         self.nodes.iter().position(|node| node.name == name).unwrap_or(0)
     }
 
@@ -121,8 +126,16 @@ impl Draft<'_> {
     fn emitters(&self, consumer: &str, input: &PortSpec) -> Vec<(String, &'static str)> {
         let at = self.position(consumer);
         let (before, after) = self.nodes.split_at(at);
-        let nearest = before.iter().rev().chain(after.iter().skip(1).rev());
-        nearest.filter_map(|node| Some((node.name.clone(), self.fitting(node, input)?))).collect()
+        // Nodes that hand on what they take would go round in a circle, with nothing to begin with.
+        let has =
+            |ports: &[PortSpec]| ports.iter().any(|port| port.types.iter().any(|kind| input.types.contains(kind)));
+        let hands_on = |node: &Node| has(node.spec.inputs) && has(node.spec.outputs);
+        let later = after.iter().skip(1).rev().filter(|node| !(hands_on(&self.nodes[at]) && hands_on(node)));
+        let nearest = before.iter().rev().chain(later);
+        let all = nearest.filter_map(|node| Some((node.name.clone(), self.fitting(node, input)?)));
+        // Inputs are different things: where one reads from is no place for another.
+        let taken = |name: &str| self.nodes[at].wires.iter().any(|wire| wire.from == name);
+        all.filter(|(name, _)| !taken(name)).collect()
     }
 
     /// A node's first output that an input can take.
@@ -135,7 +148,7 @@ impl Draft<'_> {
     }
 
     /// What an output carries; nothing where it has the type of an input that is not connected yet.
-    fn carried(&self, node: &Node, output: &PortSpec) -> Vec<PortType> {
+    pub fn carried(&self, node: &Node, output: &PortSpec) -> Vec<PortType> {
         let Some(input) = output.follows else { return output.types.to_vec() };
         let Some(wire) = node.wires.iter().find(|wire| wire.input == input) else { return Vec::new() };
         // Connected to a node that was connected before, so that this comes to an end.
@@ -193,116 +206,149 @@ impl Draft<'_> {
         false
     }
 
-    fn add_sinks(&mut self) -> Result<(), String> {
-        let is_read = |node: &Node| self.nodes.iter().any(|other| other.wires.iter().any(|w| w.from == node.name));
-        let unread: Vec<Vec<PortType>> = self
-            .nodes
-            .iter()
-            .filter(|node| !node.spec.outputs.is_empty() && !is_read(node))
-            .map(|node| node.spec.outputs.iter().flat_map(|output| self.carried(node, output)).collect())
-            .collect();
-        for carried in unread {
-            let takes = |sink: &&Arc<OperatorSpec>| {
-                let fits = |input: &PortSpec| carried.iter().any(|kind| input.types.contains(kind));
-                sink.outputs.is_empty() && sink.inputs.iter().any(fits)
-            };
-            let present = self.nodes.iter().any(|node| takes(&&node.spec) && node.spec.inputs.iter().all(|i| i.many));
-            if let Some(sink) = self.registry.iter().find(takes).filter(|_| !present) {
-                let node = self.node(sink);
-                self.nodes.push(node);
-                self.connect_all()?;
-            }
+    /// Give every node a reader that makes something; what a sink takes needs none.
+    fn add_readers(&mut self) -> Result<(), String> {
+        while let Some((spec, wire)) = self.nodes.iter().find_map(|node| self.reader_to_add(node)) {
+            let mut node = self.node(&spec);
+            node.wires.push(wire);
+            self.nodes.push(node);
+            self.connect_all()?;
         }
         Ok(())
     }
 
-    /// The settings of a node in its operator's own example; or where these do not go with what the node reads, those
-    /// in the example of that.
-    fn settings(&self, node: &Node) -> Result<Option<Value>, serde_yaml::Error> {
-        let own = example_settings(&node.spec, node.spec.example)?;
-        let mut connections = Connections::default();
-        let mut examples = Vec::new();
-        for wire in &node.wires {
-            let from = &self.nodes[self.position(&wire.from)];
-            let output = from.spec.outputs.iter().find(|output| output.name == wire.output);
-            let carried = output.map_or_else(Vec::new, |output| self.carried(from, output));
-            connections.inputs.extend(carried.into_iter().map(|kind| (wire.input, kind)));
-            connections.sources.push(Source { input: wire.input, node: from.name.clone(), op: from.spec.name });
-            examples.push(from.spec.example);
+    /// The simplest operator that reads a node's records, where nothing does and no sink can, and the edge between them.
+    fn reader_to_add(&self, node: &Node) -> Option<(Arc<OperatorSpec>, Wire)> {
+        let unread = self.unread(node);
+        let takes = |spec: &OperatorSpec, kind: PortType| spec.inputs.iter().any(|input| input.types.contains(&kind));
+        let kept = |kind: PortType| {
+            let mut sinks = self.registry.iter().filter(|spec| spec.outputs.is_empty());
+            kind != PortType::Metrics && sinks.any(|sink| takes(sink, kind))
+        };
+        if unread.is_empty() || unread.iter().any(|kind| kept(*kind)) {
+            return None;
         }
-        let fits = |with: &Value| (node.spec.check_connections)(with, &connections).is_empty();
-        if own.as_ref().is_none_or(fits) {
-            return Ok(own);
-        }
-        for example in examples {
-            if let Some(with) = example_settings(&node.spec, example)?.filter(fits) {
-                return Ok(Some(with));
-            }
-        }
-        Ok(own)
+        let required = |spec: &OperatorSpec| spec.inputs.iter().filter(|input| input.required).count();
+        let reads = |spec: &OperatorSpec| spec.inputs.first().is_some_and(|input| self.fitting(node, input).is_some());
+        let makes = |spec: &OperatorSpec| {
+            let mut made = spec.outputs.iter().filter(|output| output.follows.is_none());
+            made.any(|output| output.types.iter().any(|kind| kept(*kind)))
+        };
+        let able = self.registry.iter().filter(|spec| reads(spec) && makes(spec));
+        let spec = able.min_by_key(|spec| required(spec))?.clone();
+        let input = spec.inputs.first()?;
+        let output = self.fitting(node, input)?;
+        Some((spec, Wire { input: input.name, from: node.name.clone(), output, feedback: false }))
     }
 
-    fn to_text(&self) -> Result<String, serde_yaml::Error> {
-        let mut nodes = Mapping::new();
-        for node in &self.nodes {
-            let mut entry = Mapping::new();
-            entry.insert("op".into(), node.spec.name.into());
-            if !node.wires.is_empty() {
-                entry.insert("in".into(), Value::Mapping(inputs(node)));
-            }
-            if let Some(with) = self.settings(node)? {
-                entry.insert("with".into(), with);
-            }
-            nodes.insert(node.name.as_str().into(), Value::Mapping(entry));
+    /// What a node's outputs carry, metrics aside, where nothing reads any of it.
+    fn unread(&self, node: &Node) -> Vec<PortType> {
+        let outputs = || node.spec.outputs.iter().filter(|output| output.types != [PortType::Metrics]);
+        let is_read = |output: &PortSpec| {
+            let mut wires = self.nodes.iter().flat_map(|other| &other.wires);
+            wires.any(|wire| wire.from == node.name && wire.output == output.name)
+        };
+        if outputs().any(is_read) {
+            return Vec::new();
         }
-        let mut pipeline = Mapping::new();
-        pipeline.insert("nodes".into(), Value::Mapping(nodes));
-        let nodes = serde_yaml::to_string(&pipeline)?;
-        Ok(format!(
-            "# Settings are those of the operators' examples: set paths and sizes to yours, then `sapo-flow validate FILE`.\n\
-             version: 1\n\nrun:\n  seed: 42\n  steps: 100\n\n{nodes}"
-        ))
+        outputs().flat_map(|output| self.carried(node, output)).collect()
     }
+
+    /// Add a sink for records that nothing reads, for each model that is trained, and for metrics.
+    fn add_sinks(&mut self) -> Result<(), String> {
+        let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
+        for name in &names {
+            let unread = self.unread(&self.nodes[self.position(name)]);
+            self.add_sink(name, &unread);
+        }
+        for name in &names {
+            if self.is_learner(&self.nodes[self.position(name)]) && !self.is_written(name, &mut Vec::new()) {
+                self.add_sink(name, &[PortType::Weights]);
+            }
+        }
+        if let Some(emitter) = self.nodes.iter().find(|node| node.spec.outputs.iter().any(is_metrics)) {
+            let name = emitter.name.clone();
+            self.add_sink(&name, &[PortType::Metrics]);
+        }
+        self.gather();
+        Ok(())
+    }
+
+    /// Connect a sink with a node: one that gathers, which may be there, or one of its own.
+    fn add_sink(&mut self, name: &str, kinds: &[PortType]) {
+        let fits = |input: &PortSpec| kinds.iter().any(|kind| input.types.contains(kind));
+        let sinks = || self.registry.iter().filter(|spec| spec.outputs.is_empty() && spec.inputs.iter().any(fits));
+        if sinks().any(|sink| gathers(sink) && self.nodes.iter().any(|node| node.spec.name == sink.name)) {
+            return;
+        }
+        let Some(spec) = sinks().next().cloned() else { return };
+        let mut sink = Node { connected: true, ..self.node(&spec) };
+        if !gathers(&spec) {
+            let from = &self.nodes[self.position(name)];
+            let wire = spec.inputs.iter().find_map(|input| Some((input.name, self.fitting(from, input)?)));
+            let wire = wire.map(|(input, output)| Wire { input, from: name.to_owned(), output, feedback: false });
+            sink.wires.extend(wire);
+        }
+        self.nodes.push(sink);
+    }
+
+    /// Connect the sinks that take all there is. Of a source, that is what is used of it.
+    fn gather(&mut self) {
+        for index in 0..self.nodes.len() {
+            let spec = self.nodes[index].spec.clone();
+            if !gathers(&spec) {
+                continue;
+            }
+            let name = self.nodes[index].name.clone();
+            for input in spec.inputs {
+                let all = self.emitters(&name, input);
+                let is_used = |(name, output): &&(String, &'static str)| {
+                    let node = &self.nodes[self.position(name)];
+                    let mut wires = self.nodes.iter().flat_map(|other| &other.wires);
+                    !node.spec.inputs.is_empty()
+                        || !self.unread(node).is_empty()
+                        || wires.any(|wire| wire.from == *name && wire.output == *output)
+                };
+                let used: Vec<_> = all.iter().filter(is_used).cloned().collect();
+                let emitters = if used.is_empty() { all } else { used };
+                let wire = |(from, output)| Wire { input: input.name, from, output, feedback: false };
+                self.nodes[index].wires.extend(emitters.into_iter().map(wire));
+            }
+        }
+    }
+
+    fn is_learner(&self, node: &Node) -> bool {
+        let weights = |ports: &[PortSpec]| ports.iter().any(|port| port.types.contains(&PortType::Weights));
+        weights(node.spec.outputs) && !weights(node.spec.inputs)
+    }
+
+    /// Whether a node's weights lead to a sink.
+    fn is_written(&self, name: &str, seen: &mut Vec<String>) -> bool {
+        if seen.iter().any(|other| other == name) {
+            return false;
+        }
+        seen.push(name.to_owned());
+        let from = &self.nodes[self.position(name)];
+        let carries = |wire: &Wire| {
+            let mut outputs = from.spec.outputs.iter().filter(|output| output.name == wire.output);
+            wire.from == name && outputs.any(|output| output.types.contains(&PortType::Weights))
+        };
+        let readers = self.nodes.iter().filter(|node| node.wires.iter().any(carries));
+        readers.into_iter().any(|node| node.spec.outputs.is_empty() || self.is_written(&node.name, seen))
+    }
+}
+
+/// Whether it is a sink that takes all that there is of some type.
+fn gathers(spec: &OperatorSpec) -> bool {
+    spec.outputs.is_empty() && spec.inputs.iter().all(|input| input.many)
+}
+
+fn is_metrics(output: &PortSpec) -> bool {
+    output.types == [PortType::Metrics]
 }
 
 /// An operator's first output that an input can take, whatever it is connected with.
 fn fitting(spec: &OperatorSpec, input: &PortSpec) -> Option<&'static str> {
     let fits = |output: &&PortSpec| output.types.iter().all(|kind| input.types.contains(kind));
     spec.outputs.iter().find(fits).map(|output| output.name)
-}
-
-fn inputs(node: &Node) -> Mapping {
-    let mut inputs = Mapping::new();
-    for input in node.spec.inputs {
-        let mut sources: Vec<Value> =
-            node.wires.iter().filter(|wire| wire.input == input.name).map(|wire| wire.to_value()).collect();
-        match sources.len() {
-            0 => {}
-            1 => {
-                inputs.insert(input.name.into(), sources.remove(0));
-            }
-            _ => {
-                inputs.insert(input.name.into(), Value::Sequence(sources));
-            }
-        }
-    }
-    inputs
-}
-
-impl Wire {
-    fn to_value(&self) -> Value {
-        let from = Value::String(format!("{}.{}", self.from, self.output));
-        if !self.feedback {
-            return from;
-        }
-        let feedback = Mapping::from_iter([("max_staleness".into(), 0.into())]);
-        Value::Mapping(Mapping::from_iter([("from".into(), from), ("feedback".into(), Value::Mapping(feedback))]))
-    }
-}
-
-/// The settings of an operator's node in an example.
-pub(crate) fn example_settings(spec: &OperatorSpec, example: &str) -> Result<Option<Value>, serde_yaml::Error> {
-    let example: Mapping = serde_yaml::from_str(example)?;
-    let node = example.values().find(|node| node["op"] == spec.name);
-    Ok(node.and_then(|node| node.get("with")).cloned())
 }
