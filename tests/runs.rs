@@ -187,7 +187,8 @@ fn what_differs_in_more_than_its_seed_is_not_averaged() {
     fs::write(&pipeline, text.replace("\"decay\":0.5", "\"decay\":0.75")).unwrap();
     let manifest = runs.join("d/manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, text.replace("\"files\":{}", r#""files":{"chats.jsonl":{"bytes":3,"sha256":"abc"}}"#)).unwrap();
+    fs::write(&manifest, text.replace("\"files\":{}", r#""files":{"chats.jsonl":{"bytes":3,"sha256":"abc"}}"#))
+        .unwrap();
     assert_eq!(
         said(here.path(), &["runs", "table", "--format", "markdown"]),
         "\
@@ -219,4 +220,33 @@ note: runs with the same seed are repetitions, no further samples; n counts ever
     let table = parsed(&said(here.path(), &["runs", "table", "--format", "json"]));
     assert_eq!(table[0]["seeds"], json!([1, 1, 3]));
     assert_eq!(table[0]["repeated_seeds"], json!([1]));
+}
+
+#[test]
+fn a_run_of_a_sweep_that_never_began_is_told_as_failed() {
+    let here = tempfile::tempdir().unwrap();
+    let sweep = here.path().join("runs/s");
+    write_run(&here.path().join("runs/s"), "ema_decay=0.5", 0.5, 1, &finished(), &[2.0]);
+    let job = |decay: f64| {
+        let params = json!({"ema_decay": decay});
+        json!({"name": format!("ema_decay={decay}"), "params": params, "seed": 1, "pipeline_sha256": ""})
+    };
+    let queue = json!({
+        "pipeline": "p.yaml", "overrides": [], "fixed": {"steps": 2}, "parent": "runs",
+        "jobs": [job(0.5), job(0.75), job(0.875)],
+    });
+    fs::write(sweep.join("sweep.json"), queue.to_string()).unwrap();
+    // The second one said why; the third has not had its turn.
+    fs::create_dir(sweep.join("ema_decay=0.75")).unwrap();
+    fs::write(sweep.join("ema_decay=0.75.log"), "error: cannot read chats.jsonl\n").unwrap();
+    let list = parsed(&said(here.path(), &["runs", "ls", "--format", "json"]));
+    let found: Vec<_> = list.as_array().unwrap().iter().map(|run| (run["run"].clone(), run["state"].clone())).collect();
+    assert_eq!(
+        found,
+        [(json!("runs/s/ema_decay=0.5"), json!("finished")), (json!("runs/s/ema_decay=0.75"), json!("failed"))]
+    );
+    assert_eq!(list[1]["error"], "error: cannot read chats.jsonl");
+    assert_eq!(list[1]["params"], json!({"steps": 2, "ema_decay": 0.75}));
+    let text = said(here.path(), &["runs", "ls", "runs/s"]);
+    assert!(text.contains("failed"), "{text}");
 }

@@ -105,6 +105,29 @@ impl Manifest {
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| path.display().to_string())
     }
+
+    /// What is known of a run that failed before it could write one.
+    pub fn of_failure(
+        pipeline: PathBuf,
+        params: Map<String, Value>,
+        seed: u64,
+        at: std::time::SystemTime,
+        error: String,
+    ) -> Self {
+        let at = chrono::DateTime::<Utc>::from(at).to_rfc3339_opts(SecondsFormat::Secs, true);
+        let (steps, total_steps, error) = (None, None, Some(error));
+        let ended = Ended { at: at.clone(), outcome: Ending::Failed, steps, total_steps, error };
+        Manifest {
+            pipeline,
+            params: Some(params),
+            seed,
+            device: String::new(),
+            dtype: String::new(),
+            threads: 0,
+            files: BTreeMap::new(),
+            processes: vec![Process { started: at, command_line: Vec::new(), ended: Some(ended), ..Process::this(0) }],
+        }
+    }
 }
 
 /// Whether a directory is that of a run.

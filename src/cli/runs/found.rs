@@ -11,6 +11,8 @@ use serde_json::Value;
 use crate::cli::directory::PIPELINE;
 use crate::cli::lock;
 use crate::cli::manifest::{self, Ended, Ending, Manifest};
+use crate::cli::sweep::jobs;
+use crate::cli::sweep::queue::{Job, Queue};
 
 const METRICS: &str = "metrics.jsonl";
 const EVALUATIONS: &str = "evaluations.json";
@@ -122,6 +124,11 @@ fn collect(directory: &Path, levels: usize, runs: &mut Vec<Run>) -> anyhow::Resu
         runs.push(Run::read(directory)?);
         return Ok(());
     }
+    if Queue::is_there(directory) {
+        for job in Queue::read(directory)?.jobs {
+            runs.extend(never_begun(directory, &job)?);
+        }
+    }
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     let mut inner: Vec<PathBuf> = Vec::new();
     for entry in entries {
@@ -148,6 +155,23 @@ fn flatten(name: String, value: &Value, found: &mut BTreeMap<String, Value>) {
             found.insert(name, value.clone());
         }
     }
+}
+
+/// A run of a sweep that failed before it had a manifest: all that is left of it is what it said.
+fn never_begun(sweep: &Path, job: &Job) -> anyhow::Result<Option<Run>> {
+    let (directory, log) = (job.directory(sweep), job.log(sweep));
+    let Some(error) = jobs::last_line(&log).filter(|_| !manifest::is_there(&directory)) else { return Ok(None) };
+    // It may be about to begin.
+    if directory.is_dir() && lock::is_taken(&directory)? {
+        return Ok(None);
+    }
+    let queue = Queue::read(sweep)?;
+    let fixed = queue.fixed.into_iter().filter(|(name, _)| !job.params.contains_key(name));
+    let params = fixed.chain(job.params.clone()).collect();
+    let said = fs::metadata(&log).and_then(|file| file.modified());
+    let said = said.with_context(|| format!("cannot read {}", log.display()))?;
+    let manifest = Manifest::of_failure(queue.pipeline, params, job.seed, said, error);
+    Ok(Some(Run { directory, manifest, state: State::Failed, steps: None, metrics: BTreeMap::new() }))
 }
 
 /// The last step that was written, and the last value of each metric. A last line that is not whole is left out: the

@@ -124,7 +124,7 @@ impl Runner {
     }
 
     fn one(&self, job: &Job, tell: &(impl Fn(&Job, Option<&Fate>) + Sync)) -> anyhow::Result<Fate> {
-        let directory = self.directory.join(&job.name);
+        let directory = job.directory(&self.directory);
         if is_finished(&directory)? {
             return Ok(Fate::Kept);
         }
@@ -132,7 +132,7 @@ impl Runner {
             return Ok(Fate::Interrupted);
         }
         tell(job, None);
-        let said = self.directory.join(format!("{}.log", job.name));
+        let said = job.log(&self.directory);
         let code = self.interrupts.wait(self.start(job, &directory, &said)?)?;
         if fs::metadata(&said).is_ok_and(|file| file.len() == 0) {
             fs::remove_file(&said).with_context(|| format!("cannot remove {}", said.display()))?;
@@ -195,7 +195,8 @@ fn is_finished(directory: &Path) -> anyhow::Result<bool> {
     Ok(ended.is_some_and(|ended| ended.outcome == Ending::Finished))
 }
 
-fn last_line(path: &Path) -> Option<String> {
+/// The last line that says something.
+pub fn last_line(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }

@@ -14,8 +14,8 @@ use super::{Failure, Outcome, count, directory, lock, terminal};
 use jobs::{Fate, Interrupts, Runner};
 use queue::{Job, Queue};
 
-mod jobs;
-mod queue;
+pub mod jobs;
+pub mod queue;
 
 /// Run a sweep, or go on with one.
 pub fn sweep(args: &SweepArgs) -> Outcome {

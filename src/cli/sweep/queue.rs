@@ -43,6 +43,18 @@ pub struct Job {
     pub pipeline_sha256: String,
 }
 
+impl Job {
+    /// Where its run is, within the sweep's directory.
+    pub fn directory(&self, sweep: &Path) -> PathBuf {
+        sweep.join(&self.name)
+    }
+
+    /// What its process said, beside that.
+    pub fn log(&self, sweep: &Path) -> PathBuf {
+        sweep.join(format!("{}.log", self.name))
+    }
+}
+
 impl Queue {
     /// The runs of a pipeline: by its `sweep` block, by lists of values, and by how many seeds are asked for.
     pub fn of(pipeline: &Path, overrides: &[(String, String)], repeat: Option<u64>) -> Result<Self, Failure> {
@@ -61,11 +73,21 @@ impl Queue {
         })
     }
 
-    /// The queue in a sweep's directory, if its pipeline is what it was.
-    pub fn resume(directory: &Path) -> Result<Self, Failure> {
+    /// Whether a directory is that of a sweep.
+    pub fn is_there(directory: &Path) -> bool {
+        directory.join(FILE).is_file()
+    }
+
+    /// The queue in a sweep's directory, as it was written.
+    pub fn read(directory: &Path) -> anyhow::Result<Self> {
         let path = directory.join(FILE);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let queue: Queue = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    /// The queue in a sweep's directory, if its pipeline is what it was.
+    pub fn resume(directory: &Path) -> Result<Self, Failure> {
+        let queue = Queue::read(directory)?;
         let now = Queue::of(&queue.pipeline, &queue.overrides, None)?;
         // Seeds that the command line asked for are not in the pipeline: what counts is what each run is made of.
         for job in &queue.jobs {
