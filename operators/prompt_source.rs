@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::Error;
 use crate::data::recording::Place;
 use crate::data::shuffle::epoch_order;
-use crate::data::{self, Columns, Identity, Loaded, OnError, Part, Paths, Settings, files};
+use crate::data::{self, Columns, Identity, Loaded, OnError, Part, Paths, Settings};
 use crate::watched::{Watched, describe};
 
 /// Configuration of [`PromptSource`].
@@ -211,21 +211,23 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
             return Ok(NodePlan { emits, notes, ..NodePlan::default() });
         }
         let rows = data::count(&config.path, part(config), config.limit)?;
-        let notes = vec![format!("{rows} rows, before any are dropped or skipped")];
+        let notes = vec![format!("{}, before any are dropped or skipped", data::rows(rows as usize))];
         let batch_size = config.batch_size as u64;
-        let average_row = data::average_row(&settings(config));
+        let average_row = data::average_row(&settings(config))?;
         let emits = Emits { rows: Some(batch_size), average_row, ..Emits::default() };
         Ok(NodePlan { steps_per_epoch: Some(rows.div_ceil(batch_size)), emits, notes, ..NodePlan::default() })
     }
 
     fn files(config: &Config) -> Vec<PathBuf> {
         // What is followed may change; what is repeated may not.
-        let mut files = match &config.watch {
-            Watch::Files(false) => files::resolve(config.path.as_slice()).unwrap_or_default(),
-            watch => watch.replay().map(Path::to_path_buf).into_iter().collect(),
-        };
-        files.extend(data::tokenizer_files(&config.tokenizer));
-        files
+        let (tokenizer, chat_template) = (&config.tokenizer, config.chat_template.as_deref());
+        match &config.watch {
+            Watch::Files(false) => data::all_files(&config.path, tokenizer, chat_template),
+            watch => {
+                let recording = watch.replay().map(Path::to_path_buf);
+                recording.into_iter().chain(data::text_files(tokenizer, chat_template)).collect()
+            }
+        }
     }
 
     fn steps_per_epoch(&self) -> Option<u64> {
@@ -343,7 +345,8 @@ impl PromptSource {
             return Err(Error::Data(message.into()));
         }
         let without = prompts.len() - rejected;
-        Ok((without > 0).then(|| format!("{without} rows without a rejected answer, which `pairs` leaves out")))
+        Ok((without > 0)
+            .then(|| format!("{} without a rejected answer, which `pairs` leaves out", data::rows(without))))
     }
 
     /// Take rows back, on both outputs.

@@ -156,7 +156,7 @@ impl Watched {
             parts.push(format!("{} removed or edited", places.join(", ")));
         }
         if !edit.added.is_empty() {
-            parts.push(format!("{came} rows added"));
+            parts.push(format!("{} added", data::rows(came)));
             parts.extend(report.sentences().into_iter().skip(1));
         }
         moment.note = Some(format!("step {}: {}", edit.step, parts.join("; ")));
@@ -296,7 +296,7 @@ mod tests {
         let moment = watched.step(&settings, 2, 2).unwrap();
         assert_eq!(moment.rows.iter().map(|prompt| prompt.row).collect::<Vec<_>>(), [5]);
         let note = moment.note.unwrap();
-        assert!(note.starts_with("step 2: 1 rows added; 1 rows skipped that cannot be used, the first: "), "{note}");
+        assert!(note.starts_with("step 2: 1 row added; 1 row skipped that cannot be used, the first: "), "{note}");
         let then = [rows(&mut watched, &settings, 3), rows(&mut watched, &settings, 4)];
         assert_eq!(then, [[(0, 1), (1, 1)], [(2, 1), (4, 1)]]);
 

@@ -1,5 +1,6 @@
 //! Rows as tokens.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use sapo_flow_engine::Prompt;
@@ -26,6 +27,8 @@ pub struct Encoded {
     pub prompt: Prompt,
     /// Whether messages after the answer were left out.
     pub trailing: bool,
+    /// Keys of its messages that nothing reads.
+    pub unread: BTreeSet<String>,
 }
 
 impl<'a> Encoder<'a> {
@@ -67,7 +70,7 @@ impl<'a> Encoder<'a> {
         let (prompt_ids, chosen_ids, rejected_ids) = encoded.map_err(|error| error.to_string())?;
         let (source, values) = (String::new(), values(&self.columns.values, object)?);
         let prompt = Prompt { source, row: index, epoch: 0, prompt_ids, chosen_ids, rejected_ids, values };
-        Ok(Encoded { prompt, trailing: trailing_messages })
+        Ok(Encoded { prompt, trailing: trailing_messages, unread: self.columns.unread_keys(object) })
     }
 
     fn render(&self, messages: Vec<Message>) -> Result<Rendered, String> {
@@ -97,11 +100,16 @@ fn values(names: &[String], row: &Map<String, Value>) -> Result<Values, String> 
 
 /// A template's text: given as it is where it holds Jinja's braces, otherwise the content of a file.
 fn template_source(given: &str) -> Result<String, Error> {
-    if given.contains("{{") || given.contains("{%") {
-        return Ok(given.to_string());
+    match template_file(given) {
+        Some(path) => std::fs::read_to_string(path).map_err(Error::io(path)),
+        None => Ok(given.to_string()),
     }
-    let path = Path::new(given);
-    std::fs::read_to_string(path).map_err(Error::io(path))
+}
+
+/// The file that a template is given by, if it is not given as text.
+pub(super) fn template_file(given: &str) -> Option<&Path> {
+    let is_text = given.contains("{{") || given.contains("{%");
+    (!is_text).then(|| Path::new(given))
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@
 //! `prompt`, `chosen` and `rejected` are all strings, taken as they are, or all lists of messages, which go through the
 //! chat template. A string `prompt` beside whole conversations repeats their first turn and is not used, as in TRL.
 
+use std::collections::BTreeSet;
+
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_training::text::Message;
 use schemars::JsonSchema;
@@ -103,6 +105,22 @@ impl Columns {
                 answers(Column { name: "prompt", value: None }, column(row, &self.real, "real")?, generated)
             }
         }
+    }
+
+    /// Keys of the row's messages that nothing reads, such as `tool_calls`: a chat template is given role and content.
+    pub fn unread_keys(&self, row: &Map<String, Value>) -> BTreeSet<String> {
+        let columns = [
+            (&self.messages, "messages"),
+            (&self.prompt, "prompt"),
+            (&self.chosen, "chosen"),
+            (&self.rejected, "rejected"),
+            (&self.real, "real"),
+            (&self.generated, "generated"),
+        ];
+        let lists = columns.into_iter().filter_map(|(mapped, name)| row.get(mapped.as_deref().unwrap_or(name)));
+        let messages = lists.filter_map(Value::as_array).flatten().filter_map(Value::as_object);
+        let given = messages.flatten().filter(|(_, value)| !value.is_null());
+        given.map(|(key, _)| key.clone()).filter(|key| key != "role" && key != "content").collect()
     }
 
     /// As the mapping says, or else by the columns there are.
@@ -278,119 +296,4 @@ fn messages(value: &Value, name: &str) -> Result<Vec<Message>, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn understand(columns: &str, row: &str) -> Result<Example, String> {
-        let columns: Columns = serde_yaml::from_str(columns).unwrap();
-        columns.understand(&serde_json::from_str(row).unwrap())
-    }
-
-    fn user(text: &str) -> Message {
-        Message::new("user", text)
-    }
-
-    fn assistant(text: &str) -> Message {
-        Message::new("assistant", text)
-    }
-
-    fn chat_of(prompt: &[Message], chosen: &str, rejected: Option<&str>) -> Result<Example, String> {
-        let rejected = rejected.map(assistant);
-        Ok(Example::Chat { prompt: prompt.to_vec(), chosen: assistant(chosen), rejected, trailing: false })
-    }
-
-    fn plain_of(prompt: &str, chosen: &str, rejected: Option<&str>) -> Result<Example, String> {
-        let rejected = rejected.map(Into::into);
-        Ok(Example::Plain { prompt: prompt.into(), chosen: chosen.into(), rejected })
-    }
-
-    const U: &str = r#"{"role": "user", "content": "u"}"#;
-    const A: &str = r#"{"role": "assistant", "content": "a"}"#;
-    const B: &str = r#"{"role": "assistant", "content": "b"}"#;
-    const EMPTY: &str = r#"{"role": "assistant", "content": ""}"#;
-
-    #[test]
-    fn a_conversation_is_cut_at_its_last_assistant_turn() {
-        let row = format!("{{\"messages\": [{U}, {A}, {U}, {B}]}}");
-        assert_eq!(understand("{}", &row), chat_of(&[user("u"), assistant("a"), user("u")], "b", None));
-        let row = format!("{{\"messages\": [{U}, {A}, {U}]}}");
-        let expected =
-            Example::Chat { prompt: vec![user("u")], chosen: assistant("a"), rejected: None, trailing: true };
-        assert_eq!(understand("{}", &row), Ok(expected));
-    }
-
-    #[test]
-    fn explicit_prompts() {
-        let row = r#"{"prompt": "p", "chosen": "c", "rejected": "r"}"#;
-        assert_eq!(understand("{}", row), plain_of("p", "c", Some("r")));
-        assert_eq!(understand("{}", r#"{"prompt": "p", "chosen": "c"}"#), plain_of("p", "c", None));
-        let row = format!("{{\"prompt\": [{U}], \"chosen\": [{A}], \"rejected\": [{B}]}}");
-        assert_eq!(understand("{}", &row), chat_of(&[user("u")], "a", Some("b")));
-    }
-
-    #[test]
-    fn a_mapping_names_columns() {
-        let row = r#"{"question": "p", "answer": "c", "real": 1, "wrong": null}"#;
-        let columns = "{prompt: question, chosen: answer, rejected: wrong}";
-        assert_eq!(understand(columns, row), plain_of("p", "c", None));
-        let error = understand("{prompt: question, chosen: reply}", row).unwrap_err();
-        assert_eq!(error, "`reply` (columns.chosen) is missing");
-        let mixed: Columns = serde_yaml::from_str("{prompt: question, messages: m}").unwrap();
-        assert_eq!(mixed.check().unwrap().key, "columns");
-        assert!(serde_yaml::from_str::<Columns>("{question: prompt}").is_err());
-    }
-
-    /// TRL's documented example of extract_prompt, in messages and in text.
-    #[test]
-    fn an_implicit_prompt_is_the_common_prefix() {
-        let row = format!("{{\"prompt\": \"u\", \"chosen\": [{U}, {A}], \"rejected\": [{U}, {B}]}}");
-        assert_eq!(understand("{}", &row), chat_of(&[user("u")], "a", Some("b")));
-        let row = r#"{"chosen": "The sky is blue.", "rejected": "The sky is green."}"#;
-        assert_eq!(understand("{}", row), plain_of("The sky is", " blue.", Some(" green.")));
-        let row = format!("{{\"chosen\": [{U}, {A}], \"rejected\": [{U}, {A}]}}");
-        assert_eq!(understand("{}", &row), chat_of(&[user("u")], "a", Some("a")));
-        let row = format!("{{\"chosen\": [{U}, {A}, {U}, {A}], \"rejected\": [{U}, {B}, {U}, {B}]}}");
-        let error = understand("{}", &row).unwrap_err();
-        assert_eq!(error, "`chosen`: expected one message after the prompt, the answer; found 3");
-    }
-
-    #[test]
-    fn real_and_generated() {
-        let row = format!("{{\"real\": [{U}, {A}], \"generated\": [{U}, {B}]}}");
-        assert_eq!(understand("{}", &row), chat_of(&[user("u")], "a", Some("b")));
-        for generated in [format!("[{U}, {EMPTY}]"), "[]".into(), "null".into()] {
-            let row = format!("{{\"real\": [{U}, {A}, {U}, {B}], \"generated\": {generated}}}");
-            assert_eq!(understand("{}", &row), chat_of(&[user("u"), assistant("a"), user("u")], "b", None));
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_used_says_why() {
-        let cases = [
-            (
-                "{}",
-                "expected `messages`, `prompt` and `chosen`, or `real`; the row has no columns; name its columns \
-                    under `columns`",
-            ),
-            (r#"{"prompt": "p", "chosen": " "}"#, "`chosen`: the answer is empty"),
-            (r#"{"prompt": "p", "chosen": "c", "rejected": ""}"#, "`rejected`: the answer is empty"),
-            (r#"{"prompt": "p", "chosen": 3}"#, "`chosen`: expected a string or a list of messages, found a number"),
-            (r#"{"prompt": [], "chosen": "c"}"#, "`prompt`: expected a string, found a list"),
-            (r#"{"chosen": "c"}"#, "`chosen` is a string without `prompt`"),
-            (r#"{"messages": []}"#, "`messages`: expected a list of messages, found an empty list"),
-            (r#"{"messages": "hi"}"#, "`messages`: expected a list of messages, found a string"),
-            (r#"{"messages": ["hi"]}"#, "`messages[0]`: expected a message, found a string"),
-            (r#"{"messages": [{"role": "user"}]}"#, "`messages[0]` has no `content`"),
-            (r#"{"messages": [{"role": 1, "content": ""}]}"#, "`messages[0].role`: expected a string, found a number"),
-            (r#"{"messages": [{"role": "user", "content": "u"}]}"#, "`messages` has no assistant turn"),
-            (r#"{"messages": [{"role": "assistant", "content": "a"}]}"#, "there is no message before the answer"),
-        ];
-        for (row, reason) in cases {
-            assert_eq!(understand("{}", row), Err(reason.to_string()), "{row}");
-        }
-        let row = format!("{{\"messages\": [{U}, {EMPTY}]}}");
-        assert_eq!(understand("{}", &row), Err("`messages`: the answer is empty".into()));
-        let row = format!("{{\"prompt\": [{U}], \"chosen\": [{U}]}}");
-        assert!(understand("{}", &row).unwrap_err().contains("found the role `user`"));
-    }
-}
+mod tests;

@@ -26,8 +26,8 @@ use encode::Encoder;
 pub use example::Columns;
 use files::RawRow;
 pub use identity::Identity;
-pub use report::Report;
 use report::unusable;
+pub use report::{Report, rows};
 
 /// One path or several.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -184,6 +184,7 @@ impl<'a> Encoding<'a> {
                 Ok(encoded) if encoded.prompt.prompt_ids.len() > max_prompt_tokens => self.report.too_long += 1,
                 Ok(encoded) => {
                     self.report.trailing += usize::from(encoded.trailing);
+                    encoded.unread.into_iter().for_each(|key| *self.report.unread.entry(key).or_default() += 1);
                     self.prompts.push(Arc::new(encoded.prompt));
                 }
             }
@@ -204,6 +205,20 @@ pub fn tokenizer_files(directory: &Path) -> Vec<PathBuf> {
     names.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect()
 }
 
+/// All files that decide what a data set comes to: those of the data that can be found, of the tokenizer, and of a chat
+/// template given by path. What is missing is an error when the data is read.
+pub fn all_files(paths: &Paths, tokenizer: &Path, chat_template: Option<&str>) -> Vec<PathBuf> {
+    let mut found = files::resolve(paths.as_slice()).unwrap_or_default();
+    found.extend(text_files(tokenizer, chat_template));
+    found
+}
+
+/// The files that decide what a data set's text becomes which tokens.
+pub fn text_files(tokenizer: &Path, chat_template: Option<&str>) -> Vec<PathBuf> {
+    let template = chat_template.and_then(encode::template_file).map(Path::to_path_buf);
+    tokenizer_files(tokenizer).into_iter().chain(template.filter(|path| path.is_file())).collect()
+}
+
 /// Rows of a part of the data, counted without tokenizing anything.
 pub fn count(paths: &Paths, part: Part, limit: Option<usize>) -> Result<u64, Error> {
     let mut rows = 0;
@@ -219,19 +234,31 @@ const AVERAGED_ROWS: usize = 256;
 const AVERAGED_BYTES: u64 = 1 << 28;
 
 /// Mean tokens of prompts and of answers in the first rows, for plans; none where that cannot be told quickly.
-pub fn average_row(settings: &Settings) -> Option<(u64, u64)> {
-    let paths = files::resolve(settings.paths.as_slice()).ok()?;
+///
+/// # Errors
+/// Those of [`load`] that these rows alone make certain.
+pub fn average_row(settings: &Settings) -> Result<Option<(u64, u64)>, Error> {
+    let paths = files::resolve(settings.paths.as_slice())?;
     let bytes: u64 = paths.iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum();
     if bytes > AVERAGED_BYTES {
-        return None;
+        return Ok(None);
     }
     let limit = settings.limit.map_or(AVERAGED_ROWS, |limit| limit.min(AVERAGED_ROWS));
-    let rows = load(&Settings { limit: Some(limit), on_error: OnError::Skip, ..settings.clone() }).ok()?.prompts;
+    let first = Settings { limit: Some(limit), ..settings.clone() };
+    let rows = match load(&first) {
+        Ok(loaded) => loaded.prompts,
+        // That none of the first rows can be used says nothing of later ones; a broken one stops the run.
+        Err(error) => {
+            let broken = load(&Settings { on_error: OnError::Skip, ..first }).is_ok();
+            let all = count(settings.paths, settings.part, settings.limit)? <= limit as u64;
+            return if broken || all { Err(error) } else { Ok(None) };
+        }
+    };
     let mean = |length: fn(&Prompt) -> usize| {
         let sum: usize = rows.iter().map(|row| length(row)).sum();
         sum.div_ceil(rows.len().max(1)) as u64
     };
-    Some((mean(|row| row.prompt_ids.len()), mean(|row| row.chosen_ids.len())))
+    Ok(Some((mean(|row| row.prompt_ids.len()), mean(|row| row.chosen_ids.len()))))
 }
 
 /// Every item's result, in order, worked out on all cores.
@@ -342,7 +369,7 @@ mod tests {
         assert_eq!(loaded.prompts.iter().map(|prompt| prompt.row).collect::<Vec<_>>(), [0, 4]);
         let expected = [
             "5 rows read".to_string(),
-            "1 rows dropped: prompt over max_prompt_tokens".to_string(),
+            "1 row dropped: prompt over max_prompt_tokens".to_string(),
             format!("2 rows skipped that cannot be used, the first: {file}:2: `chosen`: the answer is empty"),
         ];
         assert_eq!(loaded.report.sentences(), expected);
@@ -353,8 +380,7 @@ mod tests {
         let harness = Harness::new();
         let file = harness.write("rows.jsonl", "{\"prompt\": \"hi hi\", \"chosen\": \"a\"}");
         let error = load_with(&file, |settings| settings.max_prompt_tokens = Some(1)).unwrap_err();
-        let expected =
-            format!("{file}: no row can be used: 1 rows read; 1 rows dropped: prompt over max_prompt_tokens");
+        let expected = format!("{file}: no row can be used: 1 row read; 1 row dropped: prompt over max_prompt_tokens");
         assert_eq!(error, expected);
     }
 

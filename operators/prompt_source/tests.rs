@@ -60,7 +60,7 @@ fn pairs_carry_the_rejected_answers() {
     let harness = Harness::new();
     let rows = format!("{}{}", plain_rows(1), with_rejected(1));
     let mut source = source(&harness, &rows, "batch_size: 2, shuffle: false").unwrap();
-    assert_eq!(harness.notes(), ["2 rows read; 1 rows without a rejected answer, which `pairs` leaves out"]);
+    assert_eq!(harness.notes(), ["2 rows read; 1 row without a rejected answer, which `pairs` leaves out"]);
     let outputs = source.step(1, Inputs::default()).unwrap();
     let pairs: Vec<Pair> = outputs
         .records
