@@ -11,6 +11,9 @@ use sapo_flow_engine::Graph;
 /// The resolved pipeline in a run directory.
 pub const PIPELINE: &str = "pipeline.yaml";
 
+/// Held-out evaluations in a run directory.
+pub const EVALUATIONS: &str = "evaluations.json";
+
 /// Make a directory named after pipeline and time under the one that the pipeline's `run` block names.
 pub fn create(graph: &Graph, pipeline: &Path) -> anyhow::Result<PathBuf> {
     create_named(Path::new(&graph.run.directory), &stem(pipeline))
@@ -68,6 +71,22 @@ pub fn write_pipeline(directory: &Path, graph: &Graph, pipeline: &Path) -> anyho
     let yaml = serde_yaml::to_string(&graph.resolved)?;
     let header = format!("# {} with every parameter filled in, as sapo-flow ran it.\n", pipeline.display());
     write_whole(&directory.join(PIPELINE), &format!("{header}{yaml}"))
+}
+
+/// Remove what a run that begins anew would otherwise go on from, or leave beside its own results: evaluations, and the
+/// pairs of failed updates. The operators' own files begin anew by themselves.
+pub fn clear_results(directory: &Path) -> anyhow::Result<()> {
+    let clear = || -> std::io::Result<()> {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == EVALUATIONS || (name.contains("-failed-at-step-") && name.ends_with(".json")) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    };
+    clear().with_context(|| format!("cannot clear {}", directory.display()))
 }
 
 /// Write a file so that it is there whole or not at all.

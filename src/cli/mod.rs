@@ -7,6 +7,7 @@
 //! | [`plan`] | what a run would do: `run --dry-run` |
 //! | [`sweep`], [`runs`] | many runs: made, listed, compared |
 //! | [`directory`], [`lock`], [`manifest`] | the run directory, whose it is, and how its results came to be |
+//! | [`settings`] | pipelines' settings by key, and where two differ |
 //! | [`progress`], [`report`] | what is shown during a run, and after it |
 //! | [`trace`] | when each node worked: `run --trace` |
 //! | [`terminal`] | where text goes, so that log lines and progress bars do not mix |
@@ -30,6 +31,7 @@ mod progress;
 mod report;
 mod run;
 mod runs;
+mod settings;
 mod sweep;
 mod terminal;
 mod test;

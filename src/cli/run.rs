@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use sapo_flow_engine::Graph;
 use sapo_flow_engine::runtime::checkpoint::LoadedCheckpoint;
 use sapo_flow_engine::runtime::event::EventSender;
@@ -12,13 +12,14 @@ use sapo_flow_engine::runtime::timeline::Timeline;
 use sapo_flow_engine::runtime::{self, Outcome as RunOutcome, RunOptions, RunReport};
 use sapo_flow_operators::settled_dtype;
 use sapo_flow_training::device;
+use serde_json::Value;
 
 use super::args::RunArgs;
 use super::lock::{self, Lock};
 use super::progress::{Display, Summary, Watcher};
 use super::report::{self, Evaluations};
 use super::trace::Trace;
-use super::{Failure, Outcome, directory, manifest, plan, show, terminal, validate};
+use super::{Failure, Outcome, directory, manifest, plan, settings, show, terminal, validate};
 
 /// Which run to take up.
 enum Resume {
@@ -92,7 +93,18 @@ fn with_options(mut graph: Graph, args: &RunArgs) -> Graph {
 /// The pipeline's file, and the run to go on with.
 fn what_to_run(args: &RunArgs) -> Result<(PathBuf, Resume), Failure> {
     let latest = Path::new("latest");
+    if let Some(resume) = args.resume.as_deref().filter(|resume| *resume != latest && !resume.is_file())
+        && !manifest::is_there(resume)
+    {
+        let found = if resume.is_dir() { "holds no run" } else { "is no directory" };
+        return Err(anyhow!("cannot resume: {} {found}", resume.display()).into());
+    }
     match (&args.pipeline, &args.resume) {
+        (Some(directory), _) if manifest::is_there(directory) => Err(Failure::Usage(format!(
+            "{} is the directory of a run, and no pipeline: go on with it by `sapo-flow run --resume {}`",
+            directory.display(),
+            directory.display()
+        ))),
         (Some(pipeline), None) => Ok((pipeline.clone(), Resume::No)),
         (Some(pipeline), Some(resume)) if resume == latest => Ok((pipeline.clone(), Resume::Latest)),
         (Some(pipeline), Some(resume)) => Ok((pipeline.clone(), Resume::Directory(resume.clone()))),
@@ -105,7 +117,8 @@ fn what_to_run(args: &RunArgs) -> Result<(PathBuf, Resume), Failure> {
     }
 }
 
-/// A run directory with its newest checkpoint. A run that was stopped before its first one begins anew.
+/// A run directory with its newest checkpoint. A run that was stopped before its first one begins anew: with the same
+/// pipeline, since the directory says that it is this one's.
 fn take_up(
     run_directory: PathBuf,
     graph: &Graph,
@@ -113,11 +126,33 @@ fn take_up(
 ) -> anyhow::Result<(PathBuf, Lock, Option<LoadedCheckpoint>)> {
     let lock = lock::take(&run_directory)?;
     let checkpoint = LoadedCheckpoint::latest(&run_directory, graph)?;
+    if checkpoint.is_none() {
+        same_pipeline(&run_directory, graph)?;
+    }
     manifest::resume(&run_directory, graph, checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step))?;
-    if !quiet && checkpoint.is_none() {
-        terminal::message(&format!("{} has no checkpoint yet: its run begins anew", run_directory.display()));
+    if checkpoint.is_none() {
+        directory::clear_results(&run_directory)?;
+        if !quiet {
+            terminal::message(&format!("{} has no checkpoint yet: its run begins anew", run_directory.display()));
+        }
     }
     Ok((run_directory, lock, checkpoint))
+}
+
+/// Refuse a pipeline that is not the one that a run directory stores. How often checkpoints are taken, and how many are
+/// kept, may differ, as it may where there is a checkpoint.
+fn same_pipeline(run_directory: &Path, graph: &Graph) -> anyhow::Result<()> {
+    let mut found = settings::differences(&settings::stored(run_directory)?, &settings::of(&graph.resolved)?);
+    found.retain(|(name, _)| !name.starts_with("run.checkpoint"));
+    if found.is_empty() {
+        return Ok(());
+    }
+    let text = |value: &Option<Value>| value.as_ref().map_or("absent".to_owned(), Value::to_string);
+    let list: Vec<String> = found
+        .iter()
+        .map(|(name, [then, now])| format!("{name} was {}, and is {} now", text(then), text(now)))
+        .collect();
+    bail!("{} is the run of a different pipeline: {}; start a fresh run", run_directory.display(), list.join("; "))
 }
 
 fn execute(

@@ -346,3 +346,31 @@ fn a_run_stopped_before_its_first_checkpoint_begins_anew() {
     assert!(said.stderr.contains("out has no checkpoint yet: its run begins anew"), "{}", said.stderr);
     expected.assert_same(&here.results("out"), "anew");
 }
+
+#[test]
+fn a_run_without_a_checkpoint_begins_anew_with_its_own_pipeline_only() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", SAPO_ORPO);
+    let expected: Results = here.run("p.yaml", "out", &["steps=4"]);
+    fs::remove_dir_all(here.path("out/checkpoints")).unwrap();
+    here.pipeline("q.yaml", &SAPO_ORPO.replace("learning_rate: 1e-3", "learning_rate: 2e-3"));
+    let manifest = fs::read(here.path("out/manifest.json")).unwrap();
+    for (pipeline, steps, difference) in [
+        ("q.yaml", "steps=4", "nodes.learner.with.learning_rate was 0.001, and is 0.002 now"),
+        ("p.yaml", "steps=5", "run.steps was 4, and is 5 now"),
+    ] {
+        let said = here.sapo_flow(&["run", pipeline, "-S", steps, "--resume", "out"]);
+        assert_eq!(said.code, Some(1), "{}", said.stderr);
+        assert!(said.stderr.contains("out is the run of a different pipeline"), "{}", said.stderr);
+        assert!(said.stderr.contains(difference), "{difference}: {}", said.stderr);
+    }
+    assert!(fs::read(here.path("out/manifest.json")).unwrap() == manifest, "a refused pipeline leaves no trace");
+
+    // What an earlier beginning left does not mix with what comes now.
+    here.write("out/evaluations.json", r#"[{"node": "gone", "version": 0, "values": {}}]"#);
+    here.write("out/learner-failed-at-step-3.json", "{}");
+    let said = here.sapo_flow(&["run", "p.yaml", "-S", "steps=4", "--resume", "out"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    expected.assert_same(&here.results("out"), "anew");
+    assert!(!here.path("out/learner-failed-at-step-3.json").exists());
+}

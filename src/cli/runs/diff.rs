@@ -8,6 +8,7 @@ use super::found::Run;
 use super::page;
 use crate::cli::args::{PageFormat, RunsDiffArgs};
 use crate::cli::report::number;
+use crate::cli::settings::differences;
 use crate::cli::{Outcome, terminal};
 
 /// Compare two runs.
@@ -61,14 +62,4 @@ pub fn diff(args: &RunsDiffArgs) -> Outcome {
 
 fn as_json(found: &[(String, [Option<Value>; 2])]) -> Map<String, Value> {
     found.iter().map(|(name, values)| (name.clone(), json!(values))).collect()
-}
-
-/// What is not the same in both.
-fn differences(first: &BTreeMap<String, Value>, second: &BTreeMap<String, Value>) -> Vec<(String, [Option<Value>; 2])> {
-    let names: BTreeSet<&String> = first.keys().chain(second.keys()).collect();
-    names
-        .into_iter()
-        .map(|name| (name.clone(), [first.get(name).cloned(), second.get(name).cloned()]))
-        .filter(|(_, [a, b])| a != b)
-        .collect()
 }

@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::directory::PIPELINE;
 use crate::cli::lock;
 use crate::cli::manifest::{self, Ended, Ending, Manifest};
+use crate::cli::settings::{self, Settings};
 use crate::cli::sweep::jobs;
 use crate::cli::sweep::queue::{Job, Queue};
 
@@ -92,13 +92,8 @@ impl Run {
     ///
     /// # Errors
     /// When its `pipeline.yaml` cannot be read.
-    pub fn settings(&self) -> anyhow::Result<BTreeMap<String, Value>> {
-        let path = self.directory.join(PIPELINE);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let pipeline: Value = serde_yaml::from_str(&text).with_context(|| path.display().to_string())?;
-        let mut found = BTreeMap::new();
-        flatten(String::new(), &pipeline, &mut found);
-        Ok(found)
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        settings::stored(&self.directory)
     }
 
     /// The directory, as text.
@@ -142,19 +137,6 @@ fn collect(directory: &Path, levels: usize, runs: &mut Vec<Run>) -> anyhow::Resu
         inner.iter().try_for_each(|inner| collect(inner, levels - 1, runs))?;
     }
     Ok(())
-}
-
-fn flatten(name: String, value: &Value, found: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(entries) if !entries.is_empty() => {
-            for (key, value) in entries {
-                flatten(if name.is_empty() { key.clone() } else { format!("{name}.{key}") }, value, found);
-            }
-        }
-        value => {
-            found.insert(name, value.clone());
-        }
-    }
 }
 
 /// A run of a sweep that failed before it had a manifest: all that is left of it is what it said.
