@@ -77,7 +77,7 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// First token of a sequence, for models that have one.
     pub bos_token_id: Option<u32>,
-    /// Tokens that end a response.
+    /// Tokens that end a response: those of config.json, then those that generation_config.json has besides.
     pub eos_token_ids: Vec<u32>,
     /// Padding, where the model names one.
     pub pad_token_id: Option<u32>,
@@ -120,7 +120,12 @@ impl ModelConfig {
         };
         let sliding_window = sliding_window(&fields, architecture)?;
         let of_generation = |key: &str| generation.as_ref().and_then(|generation| generation.get(key));
-        let eos = of_generation("eos_token_id").filter(|value| !value.is_null()).or(raw.get("eos_token_id"));
+        let mut eos_token_ids = token_ids(path, "eos_token_id", raw.get("eos_token_id"))?;
+        for id in token_ids(path, "eos_token_id", of_generation("eos_token_id"))? {
+            if !eos_token_ids.contains(&id) {
+                eos_token_ids.push(id);
+            }
+        }
 
         let config = ModelConfig {
             architecture,
@@ -142,7 +147,7 @@ impl ModelConfig {
             sliding_window,
             rope: RopeConfig::from_fields(&fields, head_dim, max_position_embeddings)?,
             bos_token_id: fields.optional("bos_token_id")?,
-            eos_token_ids: token_ids(path, "eos_token_id", eos)?,
+            eos_token_ids,
             pad_token_id: fields.optional("pad_token_id")?,
             raw: raw.clone(),
             generation,

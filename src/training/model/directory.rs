@@ -9,6 +9,7 @@ use tch::{Device, Kind};
 use super::config::{CONFIG_FILE, GENERATION_CONFIG_FILE};
 use super::{Decoder, ModelConfig};
 use crate::parameters::{ParameterSet, WEIGHTS_FILE};
+use crate::text::{TOKENIZER_FILE, TextTokenizer};
 use crate::{Error, Result};
 
 /// Files of a model directory that training does not change.
@@ -44,9 +45,12 @@ pub struct SourceFiles {
 }
 
 impl Model {
-    /// Loads a model directory onto a device, with weights as `kind`.
+    /// Loads a model directory onto a device, with weights as `kind`. What ends its responses is what ends its data's
+    /// answers: the EOS of its tokenizer, where there is one, besides those that its configuration names.
     pub fn load(directory: &Path, device: Device, kind: Kind) -> Result<Self> {
-        let decoder = Decoder::new(ModelConfig::load(directory)?, device)?;
+        let mut config = ModelConfig::load(directory)?;
+        config.eos_token_ids = eos_token_ids(directory, &config)?;
+        let decoder = Decoder::new(config, device)?;
         let parameters = ParameterSet::load(directory, &decoder.expected_parameters(), device, kind)?;
         Ok(Model { decoder: Arc::new(decoder), parameters, files: SourceFiles::load(directory)? })
     }
@@ -68,6 +72,12 @@ pub fn save(
 ) -> Result<()> {
     std::fs::create_dir_all(directory).map_err(Error::io(directory))?;
     parameters.write(&directory.join(WEIGHTS_FILE), Some(kind))?;
+    save_description(directory, config, files, kind)
+}
+
+/// Writes what makes a directory with weights of type `kind` one that transformers loads: configurations, tokenizer and
+/// chat template.
+pub fn save_description(directory: &Path, config: &ModelConfig, files: &SourceFiles, kind: Kind) -> Result<()> {
     write_json(&directory.join(CONFIG_FILE), config.to_json(kind))?;
     let generation = config.generation.clone().unwrap_or_else(|| generation_config(config));
     write_json(&directory.join(GENERATION_CONFIG_FILE), generation)?;
@@ -88,6 +98,14 @@ impl SourceFiles {
         };
         Ok(SourceFiles { files: paths.map(read).collect::<Result<_>>()? })
     }
+}
+
+/// Every token that ends a response, the tokenizer's own EOS first.
+fn eos_token_ids(directory: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
+    if !directory.join(TOKENIZER_FILE).exists() {
+        return Ok(config.eos_token_ids.clone());
+    }
+    Ok(TextTokenizer::load(directory)?.eos_ids().to_vec())
 }
 
 /// A generation_config.json for a model that came without one.

@@ -22,6 +22,6 @@ pub use crate::generate::KvCache;
 pub use checkpointing::CheckpointTape;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Compute, Decoder, Kernels};
-pub use directory::{Model, SourceFiles, save};
+pub use directory::{Model, SourceFiles, save, save_description};
 pub(crate) use layer::attention_kind;
 pub use mask::{AttentionMask, ModelInput, SharedPrefix};

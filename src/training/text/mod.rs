@@ -9,7 +9,7 @@ pub mod tokenizer;
 pub use conversation::{EncodedAnswer, EncodedPair, Rendered, encode_conversation, encode_prompt};
 pub use special_tokens::SpecialTokens;
 pub use template::{ChatTemplate, Message};
-pub use tokenizer::TextTokenizer;
+pub use tokenizer::{TOKENIZER_FILE, TextTokenizer};
 
 use crate::{Error, Result};
 use std::path::Path;

@@ -10,6 +10,9 @@ use std::ops::Range;
 use std::path::Path;
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
+/// The file that holds a tokenizer.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
 /// Turns text into token ids and back.
 pub struct TextTokenizer {
     inner: Tokenizer,
@@ -24,7 +27,7 @@ impl TextTokenizer {
     /// Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json and the token ids in config.json and
     /// generation_config.json of a Hugging Face directory. Only the first must be there.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
+        let path = dir.join(TOKENIZER_FILE);
         let invalid = |message: String| Error::Invalid { path: path.clone(), message };
         // The library panics on some malformed files that it opens by path; read the bytes first for a clear error.
         let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use sapo_flow_training::Error;
 use sapo_flow_training::model::{Model, ModelConfig};
 use sapo_flow_training::parameters::ParameterSet;
+use sapo_flow_training::text::TextTokenizer;
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
@@ -81,14 +82,14 @@ fn settings_of_transformers_5_are_saved_for_both() {
 #[test]
 fn tokenizer_files_go_with_the_model_even_when_their_source_is_gone() {
     let source = copy();
-    std::fs::write(source.path().join("tokenizer.json"), "{}").unwrap();
+    let tokenizer = write_tokenizer(source.path(), "</s>");
     std::fs::write(source.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
     let model = load(source.path()).unwrap();
     drop(source);
     let saved = tempfile::tempdir().unwrap();
     let inner = saved.path().join("step-1/policy");
     model.save(&inner, Kind::Float).unwrap();
-    assert_eq!(std::fs::read_to_string(inner.join("tokenizer.json")).unwrap(), "{}");
+    assert_eq!(std::fs::read_to_string(inner.join("tokenizer.json")).unwrap(), tokenizer);
     assert_eq!(std::fs::read_to_string(inner.join("chat_template.jinja")).unwrap(), "{{ messages }}");
     assert!(inner.join("generation_config.json").exists());
 }
@@ -112,7 +113,7 @@ fn weights_in_several_files() {
 }
 
 #[test]
-fn end_tokens_come_from_the_generation_config_first() {
+fn end_tokens_are_those_of_both_configurations() {
     let directory = copy();
     let generation = directory.path().join("generation_config.json");
     configure(directory.path(), "eos_token_id", json!(7));
@@ -124,7 +125,31 @@ fn end_tokens_come_from_the_generation_config_first() {
     std::fs::remove_file(&generation).unwrap();
     configure(directory.path(), "eos_token_id", json!([7, 8]));
     found.push(ModelConfig::load(directory.path()).unwrap().eos_token_ids);
-    assert_eq!(found, [vec![5, 6], vec![4], vec![7], vec![7, 8]]);
+    assert_eq!(found, [vec![7, 5, 6], vec![7, 4], vec![7], vec![7, 8]]);
+}
+
+/// Answers end in the tokenizer's EOS: a model that did not know it would write on where they stop.
+#[test]
+fn a_model_ends_its_responses_where_its_tokenizer_ends_answers() {
+    let directory = copy();
+    configure(directory.path(), "eos_token_id", json!(2));
+    std::fs::write(directory.path().join("generation_config.json"), r#"{"eos_token_id": [2, 6]}"#).unwrap();
+    assert_eq!(load(directory.path()).unwrap().decoder.config.eos_token_ids, [2, 6]);
+    write_tokenizer(directory.path(), "<end>");
+    let tokenizer = TextTokenizer::load(directory.path()).unwrap();
+    assert_eq!(tokenizer.eos_ids(), [1, 2, 6]);
+    assert_eq!(load(directory.path()).unwrap().decoder.config.eos_token_ids, [1, 2, 6]);
+}
+
+/// A tokenizer of three words, `<s>` 0, `<end>` 1 and `</s>` 2, one of which ends answers; its text.
+fn write_tokenizer(directory: &Path, eos_token: &str) -> String {
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {"<s>": 0, "<end>": 1, "</s>": 2}, "unk_token": "<s>"},
+    });
+    std::fs::write(directory.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(directory.join("tokenizer_config.json"), json!({"eos_token": eos_token}).to_string()).unwrap();
+    tokenizer.to_string()
 }
 
 #[test]
