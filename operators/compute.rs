@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use sapo_flow_engine::graph::{self, Dtype, DtypeChoice};
+use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::plan::{Emits, Memory, PlanContext};
 use sapo_flow_engine::{OperatorError, RunSettings};
 use sapo_flow_training::device;
@@ -36,6 +37,13 @@ pub fn settled_dtype(run: &RunSettings) -> Dtype {
         DtypeChoice::Auto if is_fast() => Dtype::Bfloat16,
         DtypeChoice::Float32 | DtypeChoice::Auto => Dtype::Float32,
     }
+}
+
+/// What is wrong with the name of a device under the key `device`. Whether there is such a device, only the machine that
+/// runs the pipeline knows.
+pub fn device_issue(name: Option<&str>) -> Option<ConfigIssue> {
+    let error = name?.parse::<device::Named>().err()?;
+    Some(ConfigIssue::new("device", error.to_string()))
 }
 
 /// The shape of a model that a node will work with, and where: what its plan needs. Nothing is loaded but its

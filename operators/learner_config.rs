@@ -7,6 +7,7 @@ use sapo_flow_training::optim::{Rule, ScheduleKind, Warmup};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::compute::device_issue;
 use crate::objectives::ObjectiveConfig;
 
 /// Update rules.
@@ -185,8 +186,8 @@ impl PreferenceLearnerConfig {
             // beta1 and beta2 are written as one list.
             wrong(if matches!(key, "beta1" | "beta2") { "betas" } else { key }, message.clone());
         }
-        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
-            wrong("learning_rate", format!("expected a number from 0, found {}", self.learning_rate));
+        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
+            wrong("learning_rate", format!("expected a number above 0, found {}", self.learning_rate));
         }
         if self.warmup_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
             wrong("warmup_ratio", format!("expected a number from 0 to 1, found {}", self.warmup_ratio.unwrap_or(0.0)));
@@ -201,6 +202,7 @@ impl PreferenceLearnerConfig {
         if self.release_gradients && !self.gradient_checkpointing {
             wrong("release_gradients", "needs `gradient_checkpointing: true`, which goes layer by layer".into());
         }
+        issues.extend(device_issue(self.device.as_deref()));
         issues.extend(self.objective.compile().err().into_iter().flatten());
         issues
     }
@@ -250,6 +252,11 @@ mod tests {
 
     #[test]
     fn values_out_of_range_name_their_key() {
+        for rate in ["0", "-1e-5", ".nan"] {
+            let text = format!("{{model: m, objective: orpo, learning_rate: {rate}}}");
+            let config: PreferenceLearnerConfig = serde_yaml::from_str(&text).expect("a test's own YAML");
+            assert_eq!(config.issues().iter().map(|issue| issue.key.as_str()).collect::<Vec<_>>(), ["learning_rate"]);
+        }
         for (more, key) in [
             ("weight_decay: -1", "weight_decay"),
             ("betas: [0.9, 1.0]", "betas"),
@@ -257,6 +264,7 @@ mod tests {
             ("optimizer: adamw_8bit, betas: [1.0, 0.9]", "betas"),
             ("release_gradients: true", "release_gradients"),
             ("release_gradients: true, gradient_checkpointing: true, max_grad_norm: 1.0", "release_gradients"),
+            ("device: gpuu", "device"),
         ] {
             let issues = config(more).issues();
             assert_eq!(issues.iter().map(|issue| issue.key.as_str()).collect::<Vec<_>>(), [key], "{more}: {issues:?}");

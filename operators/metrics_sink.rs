@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
 
-use sapo_flow_engine::operator::ConfigIssue;
+use sapo_flow_engine::operator::{ConfigIssue, Connections, Source};
 use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Define, Inputs, Metrics, Operator, OperatorError, Outputs, PortSpec, PortType};
 use schemars::JsonSchema;
@@ -13,7 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::batcher::Batcher;
+use crate::evaluator::Evaluator;
 use crate::log_file::{LogFile, check_file_name};
+use crate::preference_learner::PreferenceLearner;
+use crate::replay_buffer::ReplayBuffer;
 use crate::state;
 use crate::tensorboard::EventFile;
 
@@ -96,6 +100,23 @@ metrics: {op: metrics_sink, in: batches.metrics, with: {every: 10}}
             issues.push(ConfigIssue::new("every", "expected 1 or more, found 0"));
         }
         issues.extend(check_file_name(&config.file).map(|message| ConfigIssue::new("file", message)));
+        issues
+    }
+
+    fn check_connections(_: &Config, connections: &Connections) -> Vec<ConfigIssue> {
+        // Other operators put their node's name before those of their metrics, or let users choose them.
+        let same = [PreferenceLearner::NAME, Batcher::NAME, Evaluator::NAME, ReplayBuffer::NAME];
+        let mut issues = Vec::new();
+        for op in same {
+            let nodes: Vec<String> = connections.sources.iter().filter(|source| source.op == op).map(node).collect();
+            if nodes.len() > 1 {
+                let message = format!(
+                    "{} report the same names, as every `{op}` does: give each its own metrics_sink, with its own `file`",
+                    nodes.join(" and ")
+                );
+                issues.push(ConfigIssue::new("", message));
+            }
+        }
         issues
     }
 
@@ -188,6 +209,10 @@ impl Window {
             *count += 1;
         }
     }
+}
+
+fn node(source: &Source) -> String {
+    format!("`{}`", source.node)
 }
 
 /// All sets of a step as one.

@@ -9,20 +9,20 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::operator::{ConfigIssue, Connections, Define};
 use sapo_flow_engine::plan::{NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, Pair, PortType, Record, ReferenceLogps, Weights};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
 use sapo_flow_training::learner::{Example, reference_logps};
 use sapo_flow_training::memory::Shape;
-use sapo_flow_training::model::{Compute, Model};
-use sapo_flow_training::parameters::ParameterSet;
+use sapo_flow_training::model::{self, Compute, Model};
+use sapo_flow_training::parameters::{ParameterSet, WEIGHTS_FILE};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, compute};
+use crate::compute::{PlannedModel, compute, device_issue};
 use crate::examples::example;
 use crate::state;
 use crate::weights::{SharedWeights, shared};
@@ -73,7 +73,7 @@ struct State {
 
 const STATE: &str = "state.json";
 const LOGPS: &str = "logps.json";
-const WEIGHTS: &str = "weights.safetensors";
+const MODEL: &str = "model";
 
 impl Reference {
     /// Take over weights at steps n, 2n, ...; the first ones come with `start`.
@@ -162,7 +162,7 @@ impl Operator for Reference {
             self.memo = state::read::<Vec<(Key, f32)>>(&directory, LOGPS)?.into_iter().collect();
             if let Some(version) = state.version {
                 let expected = weights.decoder.expected_parameters();
-                let path = directory.join(WEIGHTS);
+                let path = directory.join(MODEL).join(WEIGHTS_FILE);
                 weights.parameters = ParameterSet::load_file(&path, &expected, self.device)?;
                 weights.version = version;
                 self.refreshed = true;
@@ -188,7 +188,8 @@ impl Operator for Reference {
         state::write(directory, STATE, &State { version })?;
         state::write(directory, LOGPS, &self.memo.entries())?;
         if version.is_some() {
-            weights.parameters.write(&directory.join(WEIGHTS), None)?;
+            let (config, parameters) = (&weights.decoder.config, &weights.parameters);
+            model::save(&directory.join(MODEL), config, parameters, &weights.files, parameters.kind())?;
         }
         Ok(())
     }
@@ -234,7 +235,17 @@ learner:
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
         let zero = config.refresh_every.filter(|every| *every == 0);
-        zero.map(|_| ConfigIssue::new("refresh_every", "expected a number above 0, found 0")).into_iter().collect()
+        let zero = zero.map(|_| ConfigIssue::new("refresh_every", "expected a number above 0, found 0"));
+        zero.into_iter().chain(device_issue(config.device.as_deref())).collect()
+    }
+
+    fn check_connections(config: &Self::Config, connections: &Connections) -> Vec<ConfigIssue> {
+        let issue = match (config.refresh_every, connections.input("weights")) {
+            (Some(_), None) => "is set, but `in: {weights: ...}` is not connected",
+            (None, Some(_)) => "is not set, so that what is connected with `in: {weights: ...}` would have no effect",
+            _ => return Vec::new(),
+        };
+        vec![ConfigIssue::new("refresh_every", issue)]
     }
 
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
@@ -255,15 +266,6 @@ learner:
     }
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
-        let connected = context.connected_inputs.contains(&"weights");
-        if config.refresh_every.is_some() && !connected {
-            return Err("`refresh_every` is set, but `in: {weights: ...}` is not connected".into());
-        }
-        if config.refresh_every.is_none() && connected {
-            return Err(
-                "`in: {weights: ...}` is connected, but `refresh_every` is not set: it would have no effect".into()
-            );
-        }
         let device = device::parse(config.device.as_deref().unwrap_or(&context.run.device))?;
         let (compute, threads) = (compute(context.run), context.threads);
         let memo = Memo::default();

@@ -13,7 +13,7 @@ use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::{Compute, Model};
 use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, compute};
+use crate::compute::{PlannedModel, compute, device_issue};
 use crate::expression::records::Logps;
 use crate::item::{Item, Part};
 use crate::weights::{SharedWeights, shared};
@@ -42,7 +42,7 @@ impl ScorerSettings {
                 issue("", "`in: {weights: ...}` would have no effect: no expression reads log-probabilities")
             }
             (_, false, _) if self.device.is_some() => issue("device", "would have no effect without `model`"),
-            _ => Vec::new(),
+            _ => device_issue(self.device.as_deref()).into_iter().collect(),
         }
     }
 

@@ -7,15 +7,38 @@ use tch::{Cuda, Device};
 
 use crate::{Error, Result};
 
-/// Reads a device's name: `cpu`, `cuda` (its first device), `cuda:N`, or `auto` (CUDA where there is one).
+/// A device as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// `auto`: CUDA where there is one.
+    Auto,
+    /// `cpu`.
+    Cpu,
+    /// `cuda:N`, or `cuda` for the first one.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for Named {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(Named::Auto),
+            "cpu" => Ok(Named::Cpu),
+            "cuda" => Ok(Named::Cuda(0)),
+            _ => name.strip_prefix("cuda:").and_then(|index| index.parse().ok()).map(Named::Cuda).ok_or_else(|| {
+                Error::Argument(format!("device `{name}`: expected `auto`, `cpu`, `cuda` or `cuda:N` with a number N"))
+            }),
+        }
+    }
+}
+
+/// The device of that name, which must be there: see [`Named`].
 pub fn parse(name: &str) -> Result<Device> {
-    let index = match name {
-        "cpu" => return Ok(Device::Cpu),
-        "auto" => return Ok(if cuda_devices().is_ok() { Device::Cuda(0) } else { Device::Cpu }),
-        "cuda" => 0,
-        _ => name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()).ok_or_else(|| {
-            Error::Argument(format!("device `{name}`: expected `auto`, `cpu`, `cuda` or `cuda:N` with a number N"))
-        })?,
+    let index = match name.parse()? {
+        Named::Cpu => return Ok(Device::Cpu),
+        Named::Auto => return Ok(if cuda_devices().is_ok() { Device::Cuda(0) } else { Device::Cpu }),
+        Named::Cuda(index) => index,
     };
     let devices = cuda_devices().map_err(|reason| Error::Argument(format!("device `{name}`: {reason}")))?;
     if index >= devices {

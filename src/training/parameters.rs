@@ -112,6 +112,11 @@ impl ParameterSet {
         Self::load_files(directory, weight_files(directory)?, expected, device, Some(kind))
     }
 
+    /// The kind of all tensors of a model's weights; f32 where there are none.
+    pub fn kind(&self) -> Kind {
+        self.iter().next().map_or(Kind::Float, |(_, tensor)| tensor.kind())
+    }
+
     /// Reads one file of weights like that, exactly the `expected` names and shapes, in that order, of the kinds stored.
     pub fn load_file(path: &Path, expected: &[(String, Vec<i64>)], device: Device) -> Result<Self> {
         Self::load_files(path, vec![path.to_path_buf()], expected, device, None)
