@@ -1,12 +1,13 @@
 //! `checkpoint`: writes a model's weights as Hugging Face directories, every n steps and at the end.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::record::PortType;
+use sapo_flow_engine::runtime::disk::{sync_directories, sync_directory};
 use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::model;
@@ -23,16 +24,11 @@ use crate::weights::{SharedWeights, shared};
 pub struct CheckpointConfig {
     /// Updates between models; absent: only the final one is written.
     pub every: Option<u64>,
-    /// How many of them to keep, the newest; the final one is kept besides.
-    #[serde(default = "default_keep")]
-    pub keep: usize,
+    /// How many of them to keep, the newest (default 2); the final one is kept besides.
+    pub keep: Option<usize>,
     /// Type of the saved weights: float32 or bfloat16.
     #[serde(default = "default_dtype")]
     pub dtype: Dtype,
-}
-
-fn default_keep() -> usize {
-    2
 }
 
 fn default_dtype() -> Dtype {
@@ -59,7 +55,9 @@ impl Checkpoint {
             }
         }
         model::save(&temporary, &weights.decoder.config, &weights.parameters, &weights.files, kind(self.config.dtype))?;
+        make_durable(&temporary).map_err(Error::io(&temporary))?;
         fs::rename(&temporary, &target).map_err(Error::io(&target))?;
+        sync_directory(&self.directory).map_err(Error::io(&self.directory))?;
         self.events.send(Event::ModelSaved { node: self.node.clone(), path: target });
         Ok(())
     }
@@ -71,7 +69,7 @@ impl Checkpoint {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok())
             .collect();
         versions.sort_unstable();
-        for version in &versions[..versions.len().saturating_sub(self.config.keep)] {
+        for version in &versions[..versions.len().saturating_sub(self.config.keep.unwrap_or(DEFAULT_KEEP))] {
             let old = self.directory.join(format!("{PREFIX}{version}"));
             fs::remove_dir_all(&old).map_err(Error::io(&old))?;
         }
@@ -79,7 +77,16 @@ impl Checkpoint {
     }
 }
 
+/// Bring the files of a model and their names to the disk: a directory that appears is whole, even after a power cut.
+fn make_durable(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        fs::File::open(entry?.path())?.sync_all()?;
+    }
+    sync_directories(directory)
+}
+
 const PREFIX: &str = "checkpoint-";
+const DEFAULT_KEEP: usize = 2;
 
 impl Operator for Checkpoint {
     fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
@@ -118,10 +125,13 @@ model: {op: checkpoint, in: learner.weights, with: {every: 300, keep: 2}}
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
         let mut issues = Vec::new();
-        for (key, value) in [("every", config.every.unwrap_or(1)), ("keep", config.keep as u64)] {
-            if value == 0 {
+        for (key, value) in [("every", config.every), ("keep", config.keep.map(|keep| keep as u64))] {
+            if value == Some(0) {
                 issues.push(ConfigIssue::new(key, "expected a number above 0, found 0"));
             }
+        }
+        if config.keep.is_some() && config.every.is_none() {
+            issues.push(ConfigIssue::new("keep", "has no effect without `every`: only the final model is written"));
         }
         issues
     }
@@ -134,5 +144,21 @@ model: {op: checkpoint, in: learner.weights, with: {every: 300, keep: 2}}
             total_steps: context.total_steps,
             events: context.events.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_without_effect_are_errors() {
+        let keys = |with: &str| -> Vec<String> {
+            let config: CheckpointConfig = serde_yaml::from_str(with).unwrap();
+            Checkpoint::check(&config).into_iter().map(|issue| issue.key).collect()
+        };
+        assert_eq!(keys("{keep: 5}"), ["keep"]);
+        assert_eq!(keys("{every: 0, keep: 0}"), ["every", "keep"]);
+        assert!(keys("{every: 3, keep: 5}").is_empty() && keys("{every: 3}").is_empty() && keys("{}").is_empty());
     }
 }

@@ -37,9 +37,17 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Log to standard error: warnings, or what RUST_LOG asks for.
+/// Log to standard error: warnings, or what RUST_LOG asks for. A filter that cannot be read is complained of, and does not
+/// hold.
 pub fn start_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let asked = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+    let filter = match EnvFilter::try_new(if asked.trim().is_empty() { "warn" } else { &asked }) {
+        Ok(filter) => filter,
+        Err(error) => {
+            message(&format!("warning: RUST_LOG=`{asked}` is no filter ({error}): warnings are logged, as without it"));
+            EnvFilter::new("warn")
+        }
+    };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogWriter).with_ansi(is_watched()).init();
 }
 

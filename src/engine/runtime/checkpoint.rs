@@ -15,15 +15,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::control::Control;
+use super::disk::{files_under, hex, sync_and_hash, sync_directories, sync_directory, write_synced};
 use super::event::{Event, EventSender};
 use super::{RunError, RunOptions};
 use crate::graph::Graph;
@@ -41,7 +43,7 @@ struct Manifest {
     files: BTreeMap<String, String>,
 }
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MANIFEST: &str = "manifest.json";
 const IN_FLIGHT: &str = "in_flight.json";
 const LATEST: &str = "latest";
@@ -163,6 +165,7 @@ struct Writer {
 
 impl Writer {
     fn complete(self, in_flight: &InFlight) -> Result<(), RunError> {
+        let began = Instant::now();
         let path = self.temporary.join(IN_FLIGHT);
         let text = serde_json::to_vec(in_flight).map_err(|error| failed(&path, error))?;
         fs::write(&path, text).map_err(|error| failed(&path, error))?;
@@ -175,10 +178,14 @@ impl Writer {
             Manifest { format: FORMAT, step: self.step, pipeline_sha256: self.pipeline_sha256.clone(), files };
         let text = serde_json::to_vec_pretty(&manifest).map_err(|error| failed(&self.temporary, error))?;
         write_synced(&self.temporary.join(MANIFEST), &text).map_err(|error| failed(&self.temporary, error))?;
+        // The files' bytes are on disk; their names are once their directories are, the innermost first.
+        sync_directories(&self.temporary).map_err(|error| failed(&self.temporary, error))?;
 
         let name = checkpoint_name(self.step);
         let target = self.root.join(&name);
         self.publish(&name, &target).map_err(|error| failed(&target, error))?;
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::debug!(step = self.step, seconds, path = %target.display(), "checkpoint complete");
         self.events.send(Event::CheckpointSaved { step: self.step, path: target });
         Ok(())
     }
@@ -339,53 +346,4 @@ fn failed(path: &Path, message: impl ToString) -> RunError {
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// Files below a directory, as relative paths with `/`, sorted.
-fn files_under(directory: &Path) -> io::Result<Vec<String>> {
-    let mut files = Vec::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(directory.join(&folder))? {
-            let entry = entry?;
-            let path = folder.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                folders.push(path);
-            } else {
-                files.push(path.to_string_lossy().replace('\\', "/"));
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// The SHA-256 of a file whose bytes are on disk afterwards.
-fn sync_and_hash(path: &Path) -> io::Result<String> {
-    let mut file = fs::File::open(path)?;
-    file.sync_all()?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            break Ok(hex(&hasher.finalize()));
-        }
-        hasher.update(&buffer[..read]);
-    }
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = fs::File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-/// Make renames in a directory durable.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    fs::File::open(path)?.sync_all()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::record::Metrics;
 
 /// Something worth showing.
@@ -47,6 +49,8 @@ pub enum Event {
         version: u64,
         /// The values: `eval_nll`, `eval_accuracy`, `eval_margin`.
         metrics: Arc<Metrics>,
+        /// What the model answers to some prompts.
+        shown: Vec<Completion>,
     },
     /// A model was written that other programs can load.
     ModelSaved {
@@ -69,6 +73,15 @@ pub enum Event {
         /// The text.
         message: String,
     },
+}
+
+/// What a model answers to a prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completion {
+    /// The prompt, as text.
+    pub prompt: String,
+    /// The answer, as text.
+    pub answer: String,
 }
 
 /// Where operators and the runtime send events. Sending never blocks and never fails.

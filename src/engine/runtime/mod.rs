@@ -11,6 +11,7 @@
 //! | [`render`] | nodes and edges to timely operators |
 //! | [`control`] | what all nodes share: pacing, the last step, failure, busy times |
 //! | [`checkpoint`] | consistent cuts on disk |
+//! | [`disk`] | files that survive a power cut, and their hashes |
 //! | [`relation`] | operators that are dataflow: records to collections, and changes back |
 //! | [`view`] | building blocks of views, on differential dataflow |
 //! | [`event`] | what a run tells those who watch it |
@@ -19,6 +20,7 @@
 
 pub mod checkpoint;
 pub mod control;
+pub mod disk;
 pub mod event;
 pub mod executor;
 pub mod node;
@@ -151,6 +153,13 @@ pub fn run(graph: &Graph, options: RunOptions) -> Result<RunReport, RunError> {
     let control = Arc::new(Control::new(graph, first_step, total_steps));
     let checkpointer = Arc::new(Checkpointer::new(graph, &options)?);
     let runners = start(graph, executors, &options, &control, &checkpointer)?;
+    match &options.resume {
+        Some(checkpoint) => {
+            let checkpoint = checkpoint.directory.display();
+            tracing::debug!(first_step, total_steps, %checkpoint, "run resumed");
+        }
+        None => tracing::debug!(total_steps, "run started"),
+    }
     options.events.send(Event::RunStarted { first_step, total_steps });
 
     let started = Instant::now();
@@ -159,6 +168,7 @@ pub fn run(graph: &Graph, options: RunOptions) -> Result<RunReport, RunError> {
     let finished = render::execute(graph, &options, &control, &runners)?;
     let elapsed = started.elapsed();
     checkpointer.wait(&control);
+    tracing::debug!(steps = control.completed() - first_step, seconds = elapsed.as_secs_f64(), "steps ended");
     if let Some(error) = control.failure() {
         return Err(error);
     }
@@ -279,6 +289,8 @@ fn start(
         let mut runner = NodeRunner::new(graph, index, executor, control.clone(), checkpointer.clone());
         runner.recall_elements()?;
         runners.push(runner);
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::debug!(node = node.name, seconds, resumed = options.resume.is_some(), "node started");
         options.events.send(Event::NodeStarted { node: node.name.clone(), took: began.elapsed() });
     }
     for (edge_index, edge) in graph.edges.iter().enumerate() {

@@ -220,6 +220,7 @@ impl NodeRunner {
             self.outstanding -= 1;
             match answer {
                 Ok(Answer::Stepped(step, outputs, took)) => {
+                    tracing::trace!(node = self.name, step, seconds = took.as_secs_f64(), "node stepped");
                     self.control.add_busy(self.index, took);
                     self.next_emit = step + 1;
                     for outgoing in &mut self.outgoing_feedback {

@@ -83,12 +83,15 @@ fn work(
     let probe = ProbeHandle::new();
     let dataflow = worker.next_dataflow_index();
     let rendered = worker.dataflow::<u64, _, _>(|scope| render(scope, graph, runners, &probe));
-    let mut granted = 0;
+    let (mut granted, mut ended) = (0, Instant::now());
     loop {
         let completed = probe.with_frontier(|frontier| frontier.first().copied());
         // An empty frontier: all nodes have given up their capabilities, after the last step.
         let news = control.advance(completed.unwrap_or(u64::MAX));
         for step in news.clone() {
+            // Of steps that end together, all but the first took no time of their own.
+            let seconds = std::mem::replace(&mut ended, Instant::now()).elapsed().as_secs_f64();
+            tracing::debug!(step, seconds, "step done");
             events.send(Event::StepCompleted { step, busy: control.busy() });
         }
         if control.has_failed() || completed.is_none() {

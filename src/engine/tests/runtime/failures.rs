@@ -1,5 +1,7 @@
 //! A node that fails ends the run with its name, whatever else is under way.
 
+use std::time::Duration;
+
 use crate::toys::{run_fresh, self_play};
 
 fn failure(max_staleness: u64, learner_config: &str, workers: usize) -> String {
@@ -15,6 +17,18 @@ fn an_error_names_node_and_step() {
 #[test]
 fn a_panic_names_node_and_step() {
     assert_eq!(failure(2, "fail_at: 3\nfail_how: panic", 1), "node `learner` at step 3: panicked: out of luck");
+}
+
+/// No answer comes, and none ever will: the run must not wait for it.
+#[test]
+fn a_thread_that_dies_ends_the_run() {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    for (max_staleness, workers) in [(0, 1), (2, 1), (1, 2)] {
+        let (sender, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(failure(max_staleness, "fail_at: 3\nfail_how: die", workers)));
+        let message = ended.recv_timeout(PATIENCE).expect("the run ends");
+        assert_eq!(message, "node `learner` at step 3: its device thread ended without an answer");
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub struct ToyConfig {
     salt: u64,
     /// The step at which to fail.
     fail_at: Option<u64>,
-    /// How to fail: `error`, `panic` or `port`.
+    /// How to fail: `error`, `panic`, `die` or `port`.
     fail_how: String,
 }
 
@@ -124,6 +124,18 @@ impl Define for Sampler {
     }
 }
 
+/// A panic that panics once more when it is dropped: past everything that catches the first, so that its thread ends
+/// without a word.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("out of luck twice");
+        }
+    }
+}
+
 pub struct Learner {
     config: ToyConfig,
     value: u64,
@@ -158,6 +170,7 @@ impl Operator for Learner {
         if self.config.fail_at == Some(step) {
             match self.config.fail_how.as_str() {
                 "panic" => panic!("out of luck"),
+                "die" => std::panic::panic_any(Bomb),
                 "port" => outputs.push("nowhere", Record::Metrics(Arc::default())),
                 _ => return Err("loss is not finite".into()),
             }
