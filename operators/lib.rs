@@ -10,7 +10,7 @@
 //! | [`batcher`] | pairs gathered into batches of bounded length |
 //! | [`mod@reference`] | a reference model's log-probabilities |
 //! | [`relational`] | collections of records, maintained by differential dataflow |
-//! | [`preference_learner`], [`learner_config`] | updates of the policy |
+//! | [`preference_learner`], [`learner_config`], `failed_update` | updates of the policy, and what is kept of one that failed |
 //! | [`objectives`] | what learners minimise, as formulas |
 //! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
 //! | [`evaluator`], `sums` | held-out rows |
@@ -37,6 +37,7 @@ pub mod error;
 pub mod evaluator;
 mod examples;
 pub mod expression;
+mod failed_update;
 pub mod filter;
 pub mod item;
 pub mod learner_config;

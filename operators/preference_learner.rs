@@ -13,17 +13,17 @@ use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings};
 use sapo_flow_training::memory::{Shape, TrainingStep};
-use sapo_flow_training::model::{Model, SourceFiles};
+use sapo_flow_training::model::{self, Model, SourceFiles};
 use sapo_flow_training::objectives::Objective;
 use sapo_flow_training::optim::Schedule;
 use sapo_flow_training::{Error, device};
-use serde::Serialize;
 use tch::Device;
 
 use crate::batcher::Batcher;
 use crate::compute::{PlannedModel, compute, kind};
 use crate::draws::Draws;
 use crate::examples::example;
+use crate::failed_update::FailedUpdate;
 use crate::learner_config::PreferenceLearnerConfig;
 use crate::objectives::{self, Sum};
 use crate::reference::Reference;
@@ -73,7 +73,8 @@ impl PreferenceLearner {
         let values = match self.learner()?.step(&examples, most) {
             Ok(values) => values,
             Err(error @ Error::NonFinite { .. }) => {
-                let path = self.write_failure(step, batches, &error)?;
+                let failed = FailedUpdate { node: &self.node, step, model: &self.model, batches };
+                let path = failed.write(&self.run_directory, &error)?;
                 return Err(format!("{error}; its pairs are in {}", path.display()).into());
             }
             Err(error) => return Err(error.into()),
@@ -89,21 +90,6 @@ impl PreferenceLearner {
             metrics.values.insert("pair_age".into(), ages.iter().sum::<u64>() as f64 / ages.len() as f64);
         }
         Ok(metrics)
-    }
-
-    /// Keep the pairs of a failed update next to the run's other files.
-    fn write_failure(&self, step: u64, batches: &[Arc<Batch>], error: &Error) -> Result<PathBuf, OperatorError> {
-        #[derive(Serialize)]
-        struct Failure<'a> {
-            node: &'a str,
-            step: u64,
-            error: String,
-            batches: &'a [Arc<Batch>],
-        }
-        let path = self.run_directory.join(format!("{}-failed-at-step-{step}.json", self.node.replace('/', "-")));
-        let failure = Failure { node: &self.node, step, error: error.to_string(), batches };
-        std::fs::write(&path, serde_json::to_vec_pretty(&failure)?)?;
-        Ok(path)
     }
 }
 
@@ -165,7 +151,10 @@ impl Operator for PreferenceLearner {
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
         let (own, older) = (directory.join(LEARNER), directory.join(VERSIONS));
         std::fs::create_dir(&own)?;
-        self.learner()?.save(&own)?;
+        let files = self.files.clone();
+        let learner = self.learner()?;
+        learner.save(&own)?;
+        model::save_description(&own, &learner.decoder.config, &files, Kind::Float)?;
         // The newest version is the learner's own weights.
         std::fs::create_dir(&older)?;
         self.versions.snapshot_older(&older)

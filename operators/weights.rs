@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use sapo_flow_engine::record::{Record, Weights};
 use sapo_flow_engine::{OperatorError, Outputs};
-use sapo_flow_training::model::{Decoder, SourceFiles};
-use sapo_flow_training::parameters::ParameterSet;
+use sapo_flow_training::model::{self, Decoder, SourceFiles};
+use sapo_flow_training::parameters::{ParameterSet, WEIGHTS_FILE};
+use tch::Device;
 
 use crate::Error;
 
@@ -26,6 +27,21 @@ pub struct SharedWeights {
 // SAFETY: libtorch allows any number of threads to read a tensor at the same time. Nothing writes to these: whoever
 // shares them writes only through `Versions::exclusive`, which `Arc::get_mut` grants when nobody else holds them.
 unsafe impl Sync for SharedWeights {}
+
+impl SharedWeights {
+    /// The same weights on a device; where they are there already, no tensor is copied.
+    ///
+    /// # Errors
+    /// When the device has no room for them.
+    pub fn on(&self, device: Device) -> Result<SharedWeights, OperatorError> {
+        let decoder = match self.decoder.device == device {
+            true => self.decoder.clone(),
+            false => Arc::new(Decoder::new(self.decoder.config.clone(), device)?),
+        };
+        let (files, version) = (self.files.clone(), self.version);
+        Ok(SharedWeights { decoder, parameters: self.parameters.to_device(device)?, files, version })
+    }
+}
 
 /// The tensors a record points at.
 ///
@@ -78,7 +94,7 @@ impl Versions {
         }
     }
 
-    /// Write all versions that are kept.
+    /// Write all versions that are kept, each as a model directory.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -102,13 +118,11 @@ impl Versions {
         let expected = like.decoder.expected_parameters();
         let mut versions: Vec<u64> = std::fs::read_dir(directory)
             .map_err(Error::io(directory))?
-            .filter_map(|entry| {
-                entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
-            })
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok())
             .collect();
         versions.sort_unstable();
         for version in versions {
-            let path = file(directory, version);
+            let path = model_directory(directory, version).join(WEIGHTS_FILE);
             let parameters = ParameterSet::load_file(&path, &expected, like.decoder.device)?;
             self.push(SharedWeights { decoder: like.decoder.clone(), parameters, files: like.files.clone(), version });
         }
@@ -132,14 +146,14 @@ impl Versions {
 
 fn write<'a>(versions: impl Iterator<Item = &'a Arc<SharedWeights>>, directory: &Path) -> Result<(), OperatorError> {
     for weights in versions {
-        weights.parameters.write(&file(directory, weights.version), None)?;
+        let path = model_directory(directory, weights.version);
+        model::save(&path, &weights.decoder.config, &weights.parameters, &weights.files, Kind::Float)?;
     }
     Ok(())
 }
 
 const PREFIX: &str = "version-";
-const SUFFIX: &str = ".safetensors";
 
-fn file(directory: &Path, version: u64) -> PathBuf {
-    directory.join(format!("{PREFIX}{version}{SUFFIX}"))
+fn model_directory(directory: &Path, version: u64) -> PathBuf {
+    directory.join(format!("{PREFIX}{version}"))
 }

@@ -104,6 +104,12 @@ impl ParameterSet {
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach().to_kind(kind))).collect()
     }
 
+    /// The tensors on a device, without gradients; those that are there already are shared, not copied.
+    pub fn to_device(&self, device: Device) -> Result<Self> {
+        let moved = |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.detach().f_to_device(device)?));
+        self.tensors.iter().map(moved).collect()
+    }
+
     /// Reads a model directory's weights: exactly the `expected` names and shapes, in that order, converted to `kind`.
     ///
     /// The files are `model.safetensors`, or those that `model.safetensors.index.json` lists. Old checkpoints' stored

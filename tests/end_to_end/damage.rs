@@ -61,7 +61,7 @@ fn damaged_checkpoints_are_refused_by_name() {
     damage("in_flight.json", &edit("\"version\":1", "\"version\":2"), altered);
     damage("manifest.json", &cut, "EOF while parsing");
     damage("manifest.json", &edit("\"step\": 15", "\"step\": 14"), "it is of step 14");
-    damage("manifest.json", &edit("\"format\": 1", "\"format\": 2"), "format 1 expected, 2 found");
+    damage("manifest.json", &edit("\"format\": 2", "\"format\": 3"), "format 2 expected, 3 found");
 
     let optimizer = checkpoint.join("nodes/learner/learner/optimizer.safetensors");
     fs::rename(&optimizer, here.path("aside")).unwrap();

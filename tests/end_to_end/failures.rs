@@ -113,6 +113,20 @@ fn a_loss_that_is_not_finite_stops_the_run_with_its_pairs() {
     let rows: Vec<u64> = pairs.iter().filter_map(|pair| pair["row"].as_u64()).collect();
     assert_eq!(rows, [0, 1, 2, 3]);
     assert!(pairs.iter().all(|pair| !pair["chosen_ids"].as_array().unwrap().is_empty()));
+    // A model that is broken is no pair's fault: all are to blame, and can be read.
+    let blamed = failure["blamed"].as_array().unwrap();
+    let labels: Vec<&str> = blamed.iter().filter_map(|pair| pair["label"].as_str()).collect();
+    let expected = [0, 1, 2, 3].map(|row| format!("row {row} (pair {row} of `prompts` at step 0)"));
+    assert_eq!(labels, expected);
+    assert!(labels.iter().all(|label| stderr.contains(label)), "{stderr}");
+    let written: Value =
+        serde_json::from_str(fs::read_to_string(here.path("pairs.jsonl")).unwrap().lines().next().unwrap()).unwrap();
+    for (text, content) in
+        [("prompt", &written["prompt"]), ("chosen", &written["chosen"]), ("rejected", &written["rejected"])]
+    {
+        let (text, content) = (blamed[0][text].as_str().unwrap(), content[0]["content"].as_str().unwrap());
+        assert!(text.contains(content), "{content} is not in {text}");
+    }
 }
 
 #[test]
@@ -143,4 +157,59 @@ fn an_update_that_diverges_stops_the_run() {
     assert!(here.path("out/learner-failed-at-step-1.json").exists());
     // What came before is kept.
     assert_eq!(here.metrics("out").len(), 1);
+}
+
+/// DPO whose reference is refreshed, or could be.
+const REFRESHED: &str = "
+  prompts: {op: prompt_source, with: {path: pairs.jsonl, tokenizer: model, batch_size: 4}}
+  batches: {op: batcher, in: prompts.pairs, with: {batch_size: 2, max_length: 48}}
+  reference:
+    op: reference
+    in: {batches: batches.batches, weights: {from: ema, feedback: {max_staleness: 0}}}
+    with: {model: model, refresh_every: 2}
+  learner: {op: preference_learner, in: reference, with: {model: model, objective: dpo, learning_rate: 1e-3}}
+  ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
+  metrics: {op: metrics_sink, in: learner.metrics}
+  policy: {op: checkpoint, in: learner.weights}
+";
+
+#[test]
+fn what_no_run_could_do_is_invalid() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", REFRESHED);
+    assert_eq!(here.sapo_flow(&["validate", "p.yaml"]).code, Some(0));
+    let feedback = ", weights: {from: ema, feedback: {max_staleness: 0}}";
+    let two = "{op: metrics_sink, in: [learner.metrics, second.metrics]}
+  second: {op: preference_learner, in: reference, with: {model: model, objective: dpo, learning_rate: 1e-3}}";
+    for (whole, part, complaint) in [
+        (feedback, "", "is set, but `in: {weights: ...}` is not connected"),
+        (
+            ", refresh_every: 2",
+            "",
+            "is not set, so that what is connected with `in: {weights: ...}` would have no effect",
+        ),
+        (
+            "refresh_every: 2",
+            "refresh_every: 2, device: gpuu",
+            "device `gpuu`: expected `auto`, `cpu`, `cuda` or `cuda:N`",
+        ),
+        ("learning_rate: 1e-3", "learning_rate: 1e-3, device: 'cuda:'", "device `cuda:`: expected `auto`"),
+        ("learning_rate: 1e-3", "learning_rate: 0", "expected a number above 0, found 0"),
+        ("{op: metrics_sink, in: learner.metrics}", two, "`learner` and `second` report the same names"),
+        (
+            "{op: checkpoint, in: learner.weights}",
+            "{op: checkpoint, in: learner.weights, with: {keep: 3}}",
+            "has no effect",
+        ),
+    ] {
+        assert!(REFRESHED.contains(whole), "{whole}");
+        here.pipeline("p.yaml", &REFRESHED.replace(whole, part));
+        let said = here.sapo_flow(&["validate", "p.yaml"]);
+        assert_eq!(said.code, Some(78), "{part}: {}", said.stderr);
+        says(&said.stderr, complaint);
+    }
+    // Whether there is such a device, only the machine that runs the pipeline knows.
+    here.pipeline("p.yaml", &REFRESHED.replace("refresh_every: 2", "refresh_every: 2, device: 'cuda:4096'"));
+    assert_eq!(here.sapo_flow(&["validate", "p.yaml"]).code, Some(0));
+    says(&failing(&here, &[]), "node `reference`: device `cuda:4096`: ");
 }
