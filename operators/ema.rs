@@ -4,19 +4,20 @@
 //! TR-DPO's reference (arXiv 2404.09656), and with decay 0 the last iteration's model of SPIN and SPPO.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
-use sapo_flow_engine::record::{PortType, Record};
+use sapo_flow_engine::record::{PortType, Record, Weights};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::parameters::ParameterSet;
 use sapo_flow_training::{device, ema};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tch::Kind;
+use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, kind};
+use crate::compute::{PlannedModel, device_issue, kind};
 use crate::draws::Draws;
 use crate::weights::{SharedWeights, Versions, shared};
 
@@ -33,6 +34,8 @@ pub struct EmaConfig {
     /// Type of the average: float32, or bfloat16 for half the memory.
     #[serde(default = "default_dtype")]
     pub dtype: Dtype,
+    /// Where the average is kept, and where those who read it compute; absent: where the weights are that it averages.
+    pub device: Option<String>,
 }
 
 fn default_every() -> u64 {
@@ -49,10 +52,20 @@ pub struct Ema {
     versions: Versions,
     random: Draws,
     threads: usize,
+    device: Option<Device>,
     restore_from: Option<PathBuf>,
 }
 
 impl Ema {
+    /// The policy's weights where the average is.
+    fn policy(&self, weights: &Weights) -> Result<Arc<SharedWeights>, OperatorError> {
+        let policy = shared(weights)?;
+        match self.device.filter(|device| *device != policy.decoder.device) {
+            Some(device) => Ok(Arc::new(policy.on(device)?)),
+            None => Ok(policy),
+        }
+    }
+
     /// Whether this version of the policy is one to take in. At a step without an update the average stays as it is: a
     /// version always names the same weights.
     fn is_due(&self, policy: u64, averaged: u64) -> bool {
@@ -86,7 +99,7 @@ impl Operator for Ema {
     fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         device::set_threads(self.threads);
         let weights = inputs.weights("weights").ok_or("no weights to average: `weights` must come from a learner")?;
-        let policy = shared(&weights)?;
+        let policy = self.policy(&weights)?;
         match self.restore_from.take() {
             Some(directory) => self.versions.restore(&directory, &policy)?,
             None => self.versions.push(SharedWeights {
@@ -103,9 +116,9 @@ impl Operator for Ema {
 
     fn step(&mut self, _: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
-        let policy = shared(&weights)?;
         let averaged = self.versions.newest().ok_or("stepped before its start")?.version;
-        if self.is_due(policy.version, averaged) {
+        if self.is_due(weights.version, averaged) {
+            let policy = self.policy(&weights)?;
             self.update(&policy)?;
         }
         let mut outputs = Outputs::new();
@@ -142,7 +155,8 @@ noise of a unit in the last place (0.4 to 0.8% of a weight). With decay 0 a copy
 
 With `every: n` it moves after updates n, 2n, 3n, ... alone. So `{decay: 0, every: n}` is the model of the last iteration, an
 iteration being n updates; `{decay: 0.4, every: 512}` is the reference of TR-DPO; and `{decay: 1}` the model as it was before
-training. Its version, from which the staleness of samples follows, is that of the weights taken in last.
+training. With `device` the average is kept on another device than the learner's, and those who read it compute there: a
+sampler on one GPU, the learner on another. Its version, from which the staleness of samples follows, is that of the weights taken in last.
 
 State: the average, and as many older versions as feedback edges from here may still read; all are in checkpoints.";
     const EXAMPLE: &'static str = "\
@@ -165,13 +179,18 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         if config.every > 1 && config.decay == 1.0 {
             issues.push(ConfigIssue::new("every", "has no effect: with `decay: 1` nothing is averaged in"));
         }
+        issues.extend(device_issue(config.device.as_deref()));
         issues
     }
 
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
-        let Some((model, arrives)) = PlannedModel::arriving(context, "weights")? else {
+        let Some((mut model, mut arrives)) = PlannedModel::arriving(context, "weights")? else {
             return Ok(NodePlan::default());
         };
+        if let (Some(device), Some(directory)) = (&config.device, &arrives.model) {
+            model = PlannedModel::load(directory, Some(device), context.run)?;
+            arrives.device = Some(device::name(device::parse(device)?));
+        }
         let model = model.with_weights(config.dtype);
         let emits = Emits { dtype: Some(config.dtype), ..arrives.clone() };
         let versions = context.retained_versions;
@@ -184,6 +203,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let versions = Versions::new(context.node, context.retained_versions);
         let random = Draws::new(context.run.seed, context.node);
-        Ok(Ema { config, versions, random, threads: context.threads, restore_from: None })
+        let device = config.device.as_deref().map(device::parse).transpose()?;
+        Ok(Ema { config, versions, random, threads: context.threads, device, restore_from: None })
     }
 }

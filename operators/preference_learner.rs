@@ -154,7 +154,7 @@ impl Operator for PreferenceLearner {
         let files = self.files.clone();
         let learner = self.learner()?;
         learner.save(&own)?;
-        model::save_description(&own, &learner.decoder.config, &files, Kind::Float)?;
+        model::save_description(&own, &learner.decoder.config, &files, learner.parameters().kind())?;
         // The newest version is the learner's own weights.
         std::fs::create_dir(&older)?;
         self.versions.snapshot_older(&older)

@@ -147,7 +147,8 @@ impl Versions {
 fn write<'a>(versions: impl Iterator<Item = &'a Arc<SharedWeights>>, directory: &Path) -> Result<(), OperatorError> {
     for weights in versions {
         let path = model_directory(directory, weights.version);
-        model::save(&path, &weights.decoder.config, &weights.parameters, &weights.files, Kind::Float)?;
+        let parameters = &weights.parameters;
+        model::save(&path, &weights.decoder.config, parameters, &weights.files, parameters.kind())?;
     }
     Ok(())
 }
