@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Metrics, PortType, Prompt, Record, TokenId, Weights};
-use sapo_flow_engine::runtime::event::{Event, EventSender};
+use sapo_flow_engine::runtime::event::{Completion, Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
-use sapo_flow_training::generate::{Choice, Decoding, Request, Sampling, generate};
+use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, generate};
 use sapo_flow_training::learner::{Example, score};
 use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::Compute;
@@ -69,9 +70,8 @@ pub struct EvaluatorConfig {
     /// Rows whose completions are shown.
     #[serde(default = "default_show")]
     pub show: usize,
-    /// Longest completion shown, in tokens.
-    #[serde(default = "default_show_tokens")]
-    pub show_tokens: usize,
+    /// Longest completion shown, in tokens (default 48).
+    pub show_tokens: Option<usize>,
 }
 
 impl EvaluatorConfig {
@@ -113,9 +113,7 @@ fn default_show() -> usize {
     1
 }
 
-fn default_show_tokens() -> usize {
-    48
-}
+const DEFAULT_SHOW_TOKENS: usize = 48;
 
 /// See the [module](self).
 pub struct Evaluator {
@@ -140,11 +138,14 @@ struct First {
     metrics: Metrics,
     /// What the model wrote then, by row.
     rejected: Vec<Vec<TokenId>>,
+    /// What it answered then.
+    shown: Vec<Completion>,
 }
 
 impl Evaluator {
     /// Evaluate, tell the result and show completions.
     fn evaluate(&mut self, weights: &Weights) -> Result<Metrics, OperatorError> {
+        let began = Instant::now();
         let weights = shared(weights)?;
         let mut pairs = Vec::with_capacity(self.rows.len());
         for (batch, rows) in self.rows.chunks(self.config.batch_size).enumerate() {
@@ -166,18 +167,20 @@ impl Evaluator {
         };
         metrics.values.insert("eval_accuracy".into(), against_first.accuracy());
         metrics.values.insert("eval_margin".into(), against_first.margin());
+        let shown = self.completions(&weights)?;
+        self.tell(weights.version, &metrics, &shown);
         if self.first.is_none() {
             let rejected = pairs.into_iter().map(|pair| pair.rejected).collect();
-            self.first = Some(First { version: weights.version, metrics: metrics.clone(), rejected });
+            self.first = Some(First { version: weights.version, metrics: metrics.clone(), rejected, shown });
         }
-        self.tell(weights.version, &metrics);
-        self.show(&weights)?;
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::debug!(node = self.node, version = weights.version, rows = self.rows.len(), seconds, "evaluated");
         Ok(metrics)
     }
 
-    fn tell(&self, version: u64, metrics: &Metrics) {
+    fn tell(&self, version: u64, metrics: &Metrics, shown: &[Completion]) {
         let (node, metrics) = (self.node.clone(), Arc::new(metrics.clone()));
-        self.events.send(Event::Evaluation { node, version, metrics });
+        self.events.send(Event::Evaluation { node, version, metrics, shown: shown.to_vec() });
     }
 
     fn score(&self, weights: &SharedWeights, pairs: &[Rewritten]) -> Result<Sums, OperatorError> {
@@ -199,23 +202,24 @@ impl Evaluator {
     }
 
     /// Greedy answers to the first rows' prompts.
-    fn show(&self, weights: &SharedWeights) -> Result<(), OperatorError> {
+    fn completions(&self, weights: &SharedWeights) -> Result<Vec<Completion>, OperatorError> {
         let rows = &self.rows[..self.config.show.min(self.rows.len())];
+        let tokens = self.config.show_tokens.unwrap_or(DEFAULT_SHOW_TOKENS);
         let requests: Vec<Request> = rows
             .iter()
-            .map(|row| Request { prompt_ids: row.prompt_ids.clone(), max_new_tokens: self.config.show_tokens, seed: 0 })
+            .map(|row| Request { prompt_ids: row.prompt_ids.clone(), max_new_tokens: tokens, seed: 0 })
             .collect();
         let eos_ids = weights.decoder.config.eos_token_ids.clone();
         let sampling =
             Sampling { choice: Choice::Greedy, eos_ids, compute: self.compute, decoding: Decoding::default() };
         let answers = generate(&weights.decoder, &weights.parameters, &requests, &sampling)?;
-        for (row, answer) in rows.iter().zip(answers) {
-            let prompt = self.tokenizer.decode_without_special_tokens(&row.prompt_ids)?;
-            let answer = self.tokenizer.decode_without_special_tokens(&answer.tokens)?;
-            let message = format!("after {} updates, {prompt:?} is answered {answer:?}", weights.version);
-            self.events.send(Event::Note { node: self.node.clone(), message });
-        }
-        Ok(())
+        let completion = |(row, answer): (&Arc<Prompt>, Generation)| {
+            Ok(Completion {
+                prompt: self.tokenizer.decode_without_special_tokens(&row.prompt_ids)?,
+                answer: self.tokenizer.decode_without_special_tokens(&answer.tokens)?,
+            })
+        };
+        rows.iter().zip(answers).map(completion).collect()
     }
 }
 
@@ -225,7 +229,7 @@ impl Operator for Evaluator {
     fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         device::set_threads(self.threads);
         match &self.first {
-            Some(first) => self.tell(first.version, &first.metrics),
+            Some(first) => self.tell(first.version, &first.metrics, &first.shown),
             None if self.resumed => {}
             None => {
                 // Over a feedback edge nothing arrives before the first step.
@@ -272,7 +276,8 @@ of the answer, as `segment_sampler` does, and both responses are scored:
   too, so these need not rise.
 
 The random draws are the same at every evaluation, so that only the model makes a difference. Greedy completions of
-the first `show` prompts are shown.
+the first `show` prompts are shown. All evaluations and completions are in RUN/evaluations.json, by number of updates; the
+one before the first step is there alone, since what `metrics` carries belongs to a step.
 
 State: the first evaluation and what the model wrote for it.";
     const EXAMPLE: &'static str = "\
@@ -295,13 +300,16 @@ evaluation:
             ("every", config.every.unwrap_or(1) as usize),
             ("limit", config.limit.unwrap_or(1)),
             ("batch_size", config.batch_size),
-            ("show_tokens", config.show_tokens),
+            ("show_tokens", config.show_tokens.unwrap_or(1)),
         ];
         let zeros = positive.into_iter().filter(|(_, value)| *value == 0);
         let mut issues = config.rewriting().issues();
         issues.extend(zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")));
         if let Some(every @ 0..2) = config.hold_out_every {
             issues.push(ConfigIssue::new("hold_out_every", format!("expected a number above 1, found {every}")));
+        }
+        if config.show == 0 && config.show_tokens.is_some() {
+            issues.push(ConfigIssue::new("show_tokens", "has no effect: with `show: 0` no completion is shown"));
         }
         if !config.columns.values.is_empty() {
             issues.push(ConfigIssue::new("columns.values", "`values` have no effect here: nothing reads them"));
@@ -310,7 +318,7 @@ evaluation:
     }
 
     fn files(config: &Self::Config) -> Vec<PathBuf> {
-        config.path.as_slice().iter().map(PathBuf::from).collect()
+        data::all_files(&config.path, Path::new(&config.tokenizer), config.chat_template.as_deref())
     }
 
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
@@ -318,7 +326,7 @@ evaluation:
         let rows = config.batch_size as u64;
         let lengths = Emits {
             max_length: Some(config.max_length as u64),
-            average_row: data::average_row(&config.data()),
+            average_row: data::average_row(&config.data())?,
             ..Emits::default()
         };
         // One after the other.

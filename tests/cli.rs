@@ -254,6 +254,7 @@ metrics  metrics_sink   batches.metrics
 
 steps       5 (an epoch has 2)
 device      cpu, computing in float32, master weights in float32
+workers     1: a run is one process with one dataflow worker, and a thread for each node that computes
 ";
     assert!(said.stdout.starts_with(expected), "{}", said.stdout);
     assert!(!here.path().join("runs").exists());
@@ -320,6 +321,75 @@ fn an_interrupted_run_stores_a_checkpoint_and_goes_on() {
     let said = sapo_flow(here.path(), &["run", "p.yaml", "--resume", "out"]);
     assert_eq!(said.code, Some(1));
     assert!(said.stderr.contains("different pipeline"), "{}", said.stderr);
+}
+
+#[test]
+fn what_holds_no_run_cannot_be_resumed() {
+    let here = workplace();
+    fs::create_dir(here.path().join("empty")).unwrap();
+    for (directory, found) in [("nowhere", "is no directory"), ("empty", "holds no run")] {
+        for arguments in [&["run", "--resume", directory][..], &["run", "p.yaml", "--resume", directory]] {
+            let said = sapo_flow(here.path(), arguments);
+            let expected = format!("error: cannot resume: {directory} {found}\n");
+            assert_eq!((said.code, said.stderr), (Some(1), expected), "{arguments:?}");
+        }
+    }
+    assert_eq!(fs::read_dir(here.path().join("empty")).unwrap().count(), 0);
+
+    // A run's directory where a pipeline is expected.
+    assert_eq!(sapo_flow(here.path(), &["run", "p.yaml", "--run-dir", "out"]).code, Some(0));
+    let said = sapo_flow(here.path(), &["run", "out"]);
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("go on with it by `sapo-flow run --resume out`"), "{}", said.stderr);
+}
+
+#[test]
+fn the_log_tells_what_happens_and_how_long_it_takes() {
+    let here = workplace();
+    let log = |filter: &str, arguments: &[&str]| {
+        let output = command(here.path(), arguments).env("RUST_LOG", filter).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        text
+    };
+    let has = |text: &str, parts: &[&str]| {
+        let found = text.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+        assert!(found, "{parts:?}: {text}");
+    };
+    let run = ["run", "p.yaml", "--run-dir", "out", "--quiet"];
+    let text = log("debug", &run);
+    has(&text, &["DEBUG", "node started", "node=\"prompts\"", "seconds="]);
+    has(&text, &["DEBUG", "run started", "total_steps=3"]);
+    has(&text, &["DEBUG", "step done", "step=2", "seconds="]);
+    has(&text, &["DEBUG", "steps ended", "steps=3", "seconds="]);
+    assert!(!text.contains("node stepped"), "{text}");
+    fs::remove_dir_all(here.path().join("out")).unwrap();
+    has(&log("sapo_flow_engine=trace", &run), &["TRACE", "node stepped", "node=\"batches\"", "step=1", "seconds="]);
+
+    // What cannot be read is complained of, and warnings are shown as without it.
+    let text = log("sapo_flow=loud", &["validate", "p.yaml"]);
+    assert!(text.starts_with("warning: RUST_LOG=`sapo_flow=loud` is no filter ("), "{text}");
+}
+
+#[test]
+fn a_dry_run_of_data_that_cannot_be_used_says_so() {
+    let here = workplace();
+    for (rows, limit, complaint) in [
+        ("", "", "rows.jsonl: no row can be used: 0 rows read"),
+        ("{\"prompt\": \"t3\", \"chosen\": 5}\n", "", "rows.jsonl:1: `chosen`: expected a string"),
+        (ROWS, ", max_prompt_tokens: 0", "expected 1 or more, found 0"),
+        ("{\"prompt\": \"t3 t4\", \"chosen\": \"t5\"}\n", ", max_prompt_tokens: 1", "1 row dropped: prompt over"),
+    ] {
+        fs::write(here.path().join("rows.jsonl"), rows).unwrap();
+        let source = "batch_size: \"${batch_size}\"";
+        fs::write(here.path().join("q.yaml"), PIPELINE.replace(source, &format!("{source}{limit}"))).unwrap();
+        let dry = sapo_flow(here.path(), &["run", "q.yaml", "--dry-run"]);
+        let wet = sapo_flow(here.path(), &["run", "q.yaml"]);
+        assert!(dry.code == wet.code && dry.code != Some(0), "{:?} {:?}", dry.code, wet.code);
+        for said in [dry, wet] {
+            assert!(said.stderr.contains(complaint), "{complaint}: {}", said.stderr);
+        }
+    }
 }
 
 #[test]

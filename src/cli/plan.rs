@@ -16,6 +16,7 @@ pub fn show(name: &str, graph: &Graph) -> Outcome {
     text += &report::table(&nodes(graph));
     text += &format!("\nsteps       {}\n", steps(graph, &plans));
     text += &format!("device      {device}, computing in {}, {}\n", graph.run.dtype, weights(graph, &plans));
+    text += "workers     1: a run is one process with one dataflow worker, and a thread for each node that computes\n";
     text += &parameters(graph, &plans);
     text += &memory(graph, &plans);
     for (node, plan) in graph.nodes.iter().zip(&plans) {

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use crossbeam::select;
 use indicatif::{ProgressBar, ProgressStyle};
-use sapo_flow_engine::runtime::event::Event;
+use sapo_flow_engine::Metrics;
+use sapo_flow_engine::runtime::event::{Completion, Event};
 
-use super::report::{self, Evaluations};
+use super::report::{self, Evaluation, Evaluations};
 use super::terminal;
 
 /// Metrics that the display tells, and what it calls them.
@@ -111,13 +112,17 @@ impl View {
                 self.metrics.extend(metrics.values.iter().map(|(name, value)| (name.clone(), *value)));
             }
             Event::StepCompleted { step, busy } => self.step(step + 1, &busy),
-            Event::Evaluation { node, version, metrics } => {
-                if let Err(error) = self.summary.evaluations.add(&node, version, &metrics) {
-                    tracing::warn!("{error:#}");
-                }
+            Event::Evaluation { node, version, metrics, shown } => {
                 let values: Vec<String> =
                     metrics.values.iter().map(|(name, value)| format!("{name} {}", report::number(*value))).collect();
                 self.say(&format!("{node} after {version} updates: {}", values.join("  ")));
+                for Completion { prompt, answer } in &shown {
+                    self.say(&format!("{node} after {version} updates: {prompt:?} is answered {answer:?}"));
+                }
+                let evaluation = Evaluation { metrics: Metrics::clone(&metrics), shown };
+                if let Err(error) = self.summary.evaluations.add(&node, version, evaluation) {
+                    tracing::warn!("{error:#}");
+                }
             }
             Event::ModelSaved { node, path } => {
                 self.say(&format!("{node} wrote the model {}", path.display()));

@@ -7,11 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use sapo_flow_engine::Metrics;
 use sapo_flow_engine::runtime::RunReport;
+use sapo_flow_engine::runtime::event::Completion;
 use serde::{Deserialize, Serialize};
 
-use super::directory::write_whole;
-
-const EVALUATIONS: &str = "evaluations.json";
+use super::directory::{EVALUATIONS, write_whole};
 
 /// Names of held-out metrics for people, in the order shown.
 const HELD_OUT: &[(&str, &str)] = &[
@@ -25,7 +24,16 @@ const HELD_OUT: &[(&str, &str)] = &[
 pub struct Evaluations {
     path: PathBuf,
     /// By node, then by the number of updates the weights had.
-    nodes: BTreeMap<String, BTreeMap<u64, Metrics>>,
+    nodes: BTreeMap<String, BTreeMap<u64, Evaluation>>,
+}
+
+/// What is known of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Measured on held-out rows.
+    pub metrics: Metrics,
+    /// What it answers to some of the prompts.
+    pub shown: Vec<Completion>,
 }
 
 /// One evaluation as stored.
@@ -34,34 +42,37 @@ struct Stored {
     node: String,
     version: u64,
     values: BTreeMap<String, f64>,
+    #[serde(default)]
+    shown: Vec<Completion>,
 }
 
 impl Evaluations {
     /// Those in a run directory; none in a fresh one.
     pub fn load(directory: &Path) -> anyhow::Result<Self> {
         let path = directory.join(EVALUATIONS);
-        let mut nodes: BTreeMap<String, BTreeMap<u64, Metrics>> = BTreeMap::new();
+        let mut nodes: BTreeMap<String, BTreeMap<u64, Evaluation>> = BTreeMap::new();
         if path.exists() {
             let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             let stored: Vec<Stored> = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-            for Stored { node, version, values } in stored {
-                nodes.entry(node).or_default().insert(version, Metrics { values });
+            for Stored { node, version, values, shown } in stored {
+                nodes.entry(node).or_default().insert(version, Evaluation { metrics: Metrics { values }, shown });
             }
         }
         Ok(Evaluations { path, nodes })
     }
 
     /// Add one, and store all.
-    pub fn add(&mut self, node: &str, version: u64, metrics: &Metrics) -> anyhow::Result<()> {
-        self.nodes.entry(node.to_owned()).or_default().insert(version, metrics.clone());
+    pub fn add(&mut self, node: &str, version: u64, evaluation: Evaluation) -> anyhow::Result<()> {
+        self.nodes.entry(node.to_owned()).or_default().insert(version, evaluation);
         let stored: Vec<Stored> = self
             .nodes
             .iter()
-            .flat_map(|(node, versions)| versions.iter().map(move |(version, metrics)| (node, version, metrics)))
-            .map(|(node, version, metrics)| Stored {
+            .flat_map(|(node, versions)| versions.iter().map(move |(version, evaluation)| (node, version, evaluation)))
+            .map(|(node, version, Evaluation { metrics, shown })| Stored {
                 node: node.clone(),
                 version: *version,
                 values: metrics.values.clone(),
+                shown: shown.clone(),
             })
             .collect();
         write_whole(&self.path, &(serde_json::to_string_pretty(&stored)? + "\n"))
@@ -75,6 +86,7 @@ impl Evaluations {
             else {
                 continue;
             };
+            let (before, after) = (&before.metrics, &after.metrics);
             let mut rows = vec![vec![node.clone(), updates(*first), updates(*last)]];
             for (name, label) in labels(before, after) {
                 let value =
@@ -249,13 +261,16 @@ mod tests {
     #[test]
     fn evaluations_survive_a_resume() {
         let directory = tempfile::tempdir().unwrap();
-        let metrics = |nll: f64| Metrics { values: BTreeMap::from([("eval_nll".to_owned(), nll)]) };
+        let metrics = |nll: f64| Evaluation {
+            metrics: Metrics { values: BTreeMap::from([("eval_nll".to_owned(), nll)]) },
+            shown: vec![Completion { prompt: "hi".into(), answer: "ho".into() }],
+        };
         let mut first = Evaluations::load(directory.path()).unwrap();
-        first.add("evaluation", 0, &metrics(2.5)).unwrap();
-        first.add("evaluation", 100, &metrics(2.25)).unwrap();
+        first.add("evaluation", 0, metrics(2.5)).unwrap();
+        first.add("evaluation", 100, metrics(2.25)).unwrap();
         let mut second = Evaluations::load(directory.path()).unwrap();
-        second.add("evaluation", 100, &metrics(2.25)).unwrap();
-        second.add("evaluation", 200, &metrics(2.0)).unwrap();
+        second.add("evaluation", 100, metrics(2.25)).unwrap();
+        second.add("evaluation", 200, metrics(2.0)).unwrap();
         assert_eq!(
             second.to_text(),
             "evaluation                   before  after 200 updates\n\
