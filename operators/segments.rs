@@ -83,6 +83,12 @@ mod tests {
     use super::*;
     use crate::testing::{golden, token_ids};
 
+    /// What is learned, in the authors' form: the response's tokens, with -100 in place of the prompt's.
+    fn labels(prompt: &[TokenId], response: &[TokenId]) -> Value {
+        let response = response.iter().map(|id| i64::from(*id));
+        prompt.iter().map(|_| -100).chain(response).collect::<Vec<i64>>().into()
+    }
+
     #[test]
     fn segments_are_the_authors_own_where_theirs_are_sound() {
         let mut sound = 0;
@@ -100,6 +106,7 @@ mod tests {
             sound += 1;
 
             assert_eq!([fitted_prompt, fitted].concat(), token_ids(sequence), "{case}");
+            assert_eq!(labels(fitted_prompt, fitted), case["labels"], "{case}");
             assert_eq!(fitted_prompt.len(), number("prompt_len"), "{case}");
             assert_eq!(len, number("segment_len"), "{case}");
             match &case["draw"] {
@@ -129,6 +136,7 @@ mod tests {
             let (response, kept, ended) = splice(&answer, start, len, &generated, &[eos]);
             let expected = token_ids(&case["rejected_sequence"]);
             let prompt = token_ids(&case["prompt_ids"]);
+            assert_eq!(labels(&prompt, &response), case["rejected_labels"], "{case}");
             assert_eq!([prompt, response.clone()].concat(), expected, "{case}");
             assert_eq!(ended, generated[..len].contains(&eos), "{case}");
             assert_eq!(response[start..start + kept], generated[..kept], "{case}");

@@ -57,6 +57,10 @@ fn contents_and_probabilities_are_the_authors_own() {
             assert!((ours - theirs).abs() < 1e-12, "{ours} {theirs}");
         }
         let sampled: Vec<u64> = serde_json::from_value(moment["sampled"].clone()).expect("ids");
+        // Theirs draws a batch, or as many as there are.
+        buffer.config.draws = moment["batch"].as_u64().expect("a number") as usize;
+        assert_eq!(buffer.draw(0).len(), sampled.len(), "{moment}");
+        assert_eq!(sampled.len(), buffer.config.draws.min(contents.len()), "{moment}");
         let index = |id: &u64| contents.iter().position(|kept| kept == id).expect("drawn from the contents");
         buffer.emit(sampled.iter().map(index).collect(), &mut outputs);
     }
@@ -77,6 +81,20 @@ fn draws_follow_the_rule() {
         let (expected, deviation) = (1000.0 * share, (1000.0f64 * share).sqrt());
         assert!((f64::from(*count) - expected).abs() < 5.0 * deviation, "{counts:?}");
     }
+}
+
+#[test]
+fn uniform_draws_forget_what_was_drawn() {
+    let mut buffer = buffer(10, Sampling::Uniform, 4);
+    (0..4).for_each(|id| buffer.insert(0, pair(id), &mut Outputs::new()));
+    buffer.entries[0].drawn = 9;
+    let mut counts = [0; 4];
+    for step in 0..4000 {
+        buffer.draw(step).into_iter().for_each(|index| counts[index] += 1);
+    }
+    // Chi-square with three degrees of freedom is above 21.1 once in ten thousand times.
+    let statistic: f64 = counts.iter().map(|count| (f64::from(*count) - 4000.0).powi(2) / 4000.0).sum();
+    assert!(statistic < 21.1, "{counts:?}");
 }
 
 #[test]

@@ -11,9 +11,11 @@
 //! | `rewiring` | other algorithms, by YAML alone |
 //! | `relational` | pairs of the best and the worst candidates, and none that is outdated |
 //! | `watch` | data that is edited while the run goes on |
+//! | `inputs` | what a run reads is found by any name, and noted with its hash |
 //! | `failures` | what goes wrong ends the run, and is named |
 //! | `examples` | the programs under `examples` work |
 //! | `server` | nothing: a server with OpenAI's HTTP interface |
+//! | `segments` | which part of an answer is rewritten |
 //! | `shipped` | the pipelines that ship train |
 //! | `sweeps` | many runs of one pipeline, stopped and resumed |
 //! | `trace` | when each node worked, as a file |
@@ -24,12 +26,14 @@ mod damage;
 mod determinism;
 mod examples;
 mod failures;
+mod inputs;
 mod models;
 mod objectives;
 mod outside;
 mod relational;
 mod resume;
 mod rewiring;
+mod segments;
 mod server;
 mod shipped;
 mod sweeps;

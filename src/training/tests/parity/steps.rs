@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, StepMetrics, reference_logps};
-use sapo_flow_training::model::{Compute, Model};
+use sapo_flow_training::model::{AttentionMask, Compute, Model, ModelInput};
 use sapo_flow_training::objectives::{Objective, PairTensor};
 use sapo_flow_training::optim::{Rule, Schedule, ScheduleKind, Warmup};
 use serde_json::Value;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::golden;
 use crate::objectives::{dpo, orpo};
@@ -124,6 +124,41 @@ fn orpo_steps_match() {
                 }
             }
         }
+    }
+}
+
+/// Mean negative log-likelihood, nats, of every next token of the chosen rows padded with token 0, padding as a target
+/// like any other; nothing attends to padding.
+fn nll_over_padding(model: &Model, examples: &[Example]) -> f64 {
+    let rows: Vec<Vec<u32>> = examples.iter().map(|pair| [&pair.prompt_ids[..], &pair.chosen_ids].concat()).collect();
+    let mut input = ModelInput::right_padded(&rows, 0, Device::Cpu).unwrap();
+    let (batch, tokens) = input.ids.size2().unwrap();
+    let lengths = Tensor::from_slice(&rows.iter().map(|row| row.len() as i64).collect::<Vec<_>>());
+    let text = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).unsqueeze(0).less_tensor(&lengths.unsqueeze(1));
+    let causal = Tensor::ones([tokens, tokens], (Kind::Bool, Device::Cpu)).tril(0);
+    input.mask = AttentionMask::Dense(text.view([batch, 1, 1, tokens]).logical_and(&causal));
+    let compute = Compute { kind: Kind::Float };
+    let hidden = model.decoder.hidden_states(&model.parameters, &input, None, &compute).unwrap();
+    let logits = model.decoder.logits(&model.parameters, &hidden, &compute).unwrap();
+    let logits = logits.narrow(1, 0, tokens - 1).flatten(0, 1); // (batch * (tokens - 1), vocab_size)
+    let targets = input.ids.narrow(1, 1, tokens - 1).flatten(0, 1);
+    logits.cross_entropy_for_logits(&targets).double_value(&[])
+}
+
+/// The authors' loss differs from ours in that it learns to write padding: with padding counted as text, its number
+/// results.
+#[test]
+fn the_authors_nll_counts_padding() {
+    let _guard = tch::no_grad_guard();
+    for directory in golden::models() {
+        let step = &golden::json(directory.join("expected.json"))["step"];
+        let theirs = &step["orpo_reference"];
+        let number = |value: &Value| value.as_f64().expect("a number");
+        let what = format!("{} orpo_reference", directory.display());
+        let nll = nll_over_padding(&load(&directory), &examples(step));
+        golden::assert_close(&what, &[nll], &[number(&theirs["metrics"]["nll_loss"])], LOSS_TOLERANCE);
+        let loss = nll - number(&theirs["beta"]) * number(&theirs["metrics"]["log_odds_ratio"]);
+        golden::assert_close(&what, &[loss], &[number(&theirs["loss"])], LOSS_TOLERANCE);
     }
 }
 
