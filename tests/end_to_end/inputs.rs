@@ -9,8 +9,9 @@ use crate::workplace::{SAPO_ORPO, Workplace};
 #[test]
 fn files_found_by_pattern_and_templates_are_in_the_manifest() {
     let here = Workplace::new();
-    fs::rename(here.path("heldout.jsonl"), here.path("held-0.jsonl")).unwrap();
-    fs::copy(here.path("held-0.jsonl"), here.path("held-1.jsonl")).unwrap();
+    for copy in ["held-0.jsonl", "held-1.jsonl"] {
+        fs::copy(here.path("heldout.jsonl"), here.path(copy)).unwrap();
+    }
     here.write("short.jinja", "{% for m in messages %}{{ m.content }} {% endfor %}");
     let given = "path: 'held-*.jsonl', chat_template: short.jinja";
     here.pipeline("p.yaml", &SAPO_ORPO.replace("path: heldout.jsonl", given));
