@@ -236,7 +236,7 @@ const AVERAGED_BYTES: u64 = 1 << 28;
 /// Mean tokens of prompts and of answers in the first rows, for plans; none where that cannot be told quickly.
 ///
 /// # Errors
-/// Those of [`load`] that these rows alone make certain.
+/// Those of the data that these rows alone make certain.
 pub fn average_row(settings: &Settings) -> Result<Option<(u64, u64)>, Error> {
     let paths = files::resolve(settings.paths.as_slice())?;
     let bytes: u64 = paths.iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum();
@@ -248,11 +248,13 @@ pub fn average_row(settings: &Settings) -> Result<Option<(u64, u64)>, Error> {
     let rows = match load(&first) {
         Ok(loaded) => loaded.prompts,
         // That none of the first rows can be used says nothing of later ones; a broken one stops the run.
-        Err(error) => {
+        Err(error @ Error::Data(_)) => {
             let broken = load(&Settings { on_error: OnError::Skip, ..first }).is_ok();
             let all = count(settings.paths, settings.part, settings.limit)? <= limit as u64;
             return if broken || all { Err(error) } else { Ok(None) };
         }
+        // A plan can be made before the tokenizer is there.
+        Err(_) => return Ok(None),
     };
     let mean = |length: fn(&Prompt) -> usize| {
         let sum: usize = rows.iter().map(|row| length(row)).sum();
