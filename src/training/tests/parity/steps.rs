@@ -137,7 +137,7 @@ fn nll_over_padding(model: &Model, examples: &[Example]) -> f64 {
     let text = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).unsqueeze(0).less_tensor(&lengths.unsqueeze(1));
     let causal = Tensor::ones([tokens, tokens], (Kind::Bool, Device::Cpu)).tril(0);
     input.mask = AttentionMask::Dense(text.view([batch, 1, 1, tokens]).logical_and(&causal));
-    let compute = Compute { kind: Kind::Float };
+    let compute = Compute::new(Kind::Float);
     let hidden = model.decoder.hidden_states(&model.parameters, &input, None, &compute).unwrap();
     let logits = model.decoder.logits(&model.parameters, &hidden, &compute).unwrap();
     let logits = logits.narrow(1, 0, tokens - 1).flatten(0, 1); // (batch * (tokens - 1), vocab_size)
