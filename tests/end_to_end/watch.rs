@@ -114,14 +114,14 @@ fn edit_a_run(here: &Workplace) {
     here.write("chats.jsonl", without_first);
     let left = run.hear(|line| line.contains("left the buffer"));
     append(here, &(row("w50 w51", "w52 w53 w54 w55 w56") + "\n" + &row("w60", "w61 w62 w63 w64")[..20]));
-    run.hear(|line| line.contains("1 rows added"));
+    run.hear(|line| line.contains("1 row added"));
     run.await_steps(here, 2);
     run.interrupt();
 
     let mut run = Running::begin(here, &["run", "--resume", "out"]);
     run.await_steps(here, 2);
     append(here, &(row("w60", "w61 w62 w63 w64")[20..].to_owned() + "\n"));
-    run.hear(|line| line.contains("1 rows added"));
+    run.hear(|line| line.contains("1 row added"));
     run.await_steps(here, 2);
     run.interrupt();
 
@@ -167,7 +167,7 @@ fn a_broken_row_that_is_added_stops_the_run_until_it_is_mended() {
     let text = fs::read_to_string(here.path("chats.jsonl")).unwrap();
     here.write("chats.jsonl", &text.replace("{\"messages\": 3}", &row("w70", "w71 w72 w73 w74")));
     let mut run = Running::begin(&here, &["run", "--resume", "out"]);
-    run.hear(|line| line.contains("1 rows added"));
+    run.hear(|line| line.contains("1 row added"));
     run.interrupt();
     assert_eq!(lines(&here, "out/edits/prompts.jsonl").len(), 2);
 }
