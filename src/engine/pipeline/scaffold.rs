@@ -1,5 +1,6 @@
 //! A first pipeline of given operators: wired by the types of their ports, with the settings of their examples.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde_yaml::{Mapping, Value};
@@ -292,7 +293,8 @@ impl Draft<'_> {
         self.nodes.push(sink);
     }
 
-    /// Connect the sinks that take all there is. Of a source, that is what is used of it.
+    /// Connect the sinks that take all there is. Of a source, that is what is used of it; of several nodes of an operator, the
+    /// first, since all report the same names.
     fn gather(&mut self) {
         for index in 0..self.nodes.len() {
             let spec = self.nodes[index].spec.clone();
@@ -310,7 +312,9 @@ impl Draft<'_> {
                         || wires.any(|wire| wire.from == *name && wire.output == *output)
                 };
                 let used: Vec<_> = all.iter().filter(is_used).cloned().collect();
-                let emitters = if used.is_empty() { all } else { used };
+                let mut emitters = if used.is_empty() { all } else { used };
+                let mut operators = HashSet::new();
+                emitters.retain(|(name, _)| operators.insert(self.nodes[self.position(name)].spec.name));
                 let wire = |(from, output)| Wire { input: input.name, from, output, feedback: false };
                 self.nodes[index].wires.extend(emitters.into_iter().map(wire));
             }

@@ -1,0 +1,134 @@
+//! Data sets as they are read: what is counted, left out and refused.
+
+use super::*;
+use crate::testing::{Harness, tiny_tokenizer};
+
+fn load_with(file: &str, change: impl FnOnce(&mut Settings)) -> Result<Loaded, String> {
+    load_templated(file, None, change)
+}
+
+fn load_templated(
+    file: &str,
+    chat_template: Option<&str>,
+    change: impl FnOnce(&mut Settings),
+) -> Result<Loaded, String> {
+    let tokenizer = tiny_tokenizer();
+    let paths = Paths::One(file.into());
+    let columns = Columns::default();
+    let mut settings = Settings {
+        paths: &paths,
+        columns: &columns,
+        tokenizer: tokenizer.path(),
+        chat_template,
+        max_prompt_tokens: None,
+        part: Part::All,
+        limit: None,
+        on_error: OnError::Stop,
+    };
+    change(&mut settings);
+    load(&settings).map_err(|error| error.to_string())
+}
+
+fn prompt(row: u64, prompt_ids: &[u32], chosen_ids: &[u32], rejected_ids: Option<&[u32]>) -> Arc<Prompt> {
+    let prompt = crate::testing::prompt(row, prompt_ids, chosen_ids, rejected_ids);
+    Arc::new(Prompt { source: String::new(), ..prompt })
+}
+
+/// Ids by hand, from the vocabulary in `testing`.
+#[test]
+fn rows_become_tokens_with_one_bos_and_one_eos() {
+    let harness = Harness::new();
+    let user = r#"{"role": "user", "content": "hi"}"#;
+    let a = r#"{"role": "assistant", "content": "a b"}"#;
+    let b = r#"{"role": "assistant", "content": "b"}"#;
+    let rows = [
+        format!(r#"{{"messages": [{user}, {a}]}}"#),
+        format!(r#"{{"chosen": [{user}, {a}, {user}, {a}], "rejected": [{user}, {a}, {user}, {b}]}}"#),
+        r#"{"prompt": "hi ", "chosen": "a", "rejected": "b </s>"}"#.to_string(),
+    ];
+    let loaded = load_with(&harness.write("rows.jsonl", &rows.join("\n")), |_| {}).unwrap();
+    let expected = [
+        prompt(0, &[0, 2, 5, 1, 3], &[6, 7, 1], None),
+        prompt(1, &[0, 2, 5, 1, 3, 6, 7, 1, 2, 5, 1, 3], &[6, 7, 1], Some(&[7, 1])),
+        prompt(2, &[0, 5], &[6, 1], Some(&[7, 1])),
+    ];
+    assert_eq!(loaded.prompts, expected);
+    assert_eq!(loaded.report, Report { read: 3, ..Report::default() });
+}
+
+const MIXED: &str = r#"{"prompt": "hi", "chosen": "a"}
+{"prompt": "hi", "chosen": ""}
+{"prompt": "hi hi hi", "chosen": "a"}
+{"prompt":
+{"prompt": "hi", "chosen": "b"}
+"#;
+
+#[test]
+fn a_bad_row_stops_with_file_line_and_reason() {
+    let harness = Harness::new();
+    let file = harness.write("rows.jsonl", MIXED);
+    let error = load_with(&file, |_| {}).unwrap_err();
+    let expected = format!(
+        "2 rows cannot be used (on_error: skip leaves them out):\n  {file}:2: `chosen`: the answer is empty\n  \
+         {file}:4: not JSON: EOF while parsing a value (column 10)"
+    );
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn bad_and_long_rows_are_counted() {
+    let harness = Harness::new();
+    let file = harness.write("rows.jsonl", MIXED);
+    let change = |settings: &mut Settings| {
+        settings.on_error = OnError::Skip;
+        settings.max_prompt_tokens = Some(3);
+    };
+    let loaded = load_with(&file, change).unwrap();
+    assert_eq!(loaded.prompts.iter().map(|prompt| prompt.row).collect::<Vec<_>>(), [0, 4]);
+    let expected = [
+        "5 rows read".to_string(),
+        "1 row dropped: prompt over max_prompt_tokens".to_string(),
+        format!("2 rows skipped that cannot be used, the first: {file}:2: `chosen`: the answer is empty"),
+    ];
+    assert_eq!(loaded.report.sentences(), expected);
+}
+
+#[test]
+fn no_row_left_is_an_error() {
+    let harness = Harness::new();
+    let file = harness.write("rows.jsonl", "{\"prompt\": \"hi hi\", \"chosen\": \"a\"}");
+    let error = load_with(&file, |settings| settings.max_prompt_tokens = Some(1)).unwrap_err();
+    let expected = format!("{file}: no row can be used: 1 row read; 1 row dropped: prompt over max_prompt_tokens");
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn training_and_held_out_rows_are_all_rows() {
+    let harness = Harness::new();
+    let file = harness.write("rows.jsonl", &"{\"prompt\": \"hi\", \"chosen\": \"a\"}\n".repeat(7));
+    let rows = |part: Part, limit: Option<usize>| {
+        let change = |settings: &mut Settings| (settings.part, settings.limit) = (part, limit);
+        let loaded = load_with(&file, change).unwrap();
+        assert_eq!(count(&Paths::One(file.clone()), part, limit).unwrap(), loaded.prompts.len() as u64);
+        Vec::from_iter(loaded.prompts.iter().map(|prompt| prompt.row))
+    };
+    let (training, held_out) = (Part::Training { hold_out_every: 3 }, Part::HeldOut { hold_out_every: 3 });
+    assert_eq!(rows(training, None), [0, 1, 3, 4, 6]);
+    assert_eq!(rows(held_out, None), [2, 5]);
+    assert_eq!(rows(training, Some(3)), [0, 1, 3]);
+}
+
+#[test]
+fn a_template_can_be_given() {
+    let harness = Harness::new();
+    let messages = r#"[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a"}]"#;
+    let file = harness.write("rows.json", &format!(r#"[{{"messages": {messages}}}]"#));
+    let text = "{% for m in messages %}{{ m.content }} {% endfor %}";
+    let template = harness.write("short.jinja", text);
+    for given in [text, template.as_str()] {
+        let loaded = load_templated(&file, Some(given), |_| {}).unwrap();
+        assert_eq!(loaded.prompts, [prompt(0, &[0, 5], &[6, 1], None)]);
+    }
+    let error = load_templated(&file, Some("missing.jinja"), |_| {}).unwrap_err();
+    assert!(error.starts_with("missing.jinja: "), "{error}");
+}

@@ -1,0 +1,166 @@
+//! Estimates against counts by hand, and by PyTorch.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::*;
+use crate::model::ModelConfig;
+
+const ADAMW: Rule = Rule::Adamw { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+const ADAMW_8BIT: Rule = Rule::Adamw8bit { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+
+fn smollm2() -> Decoder {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+        "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": true,
+    });
+    decoder(config)
+}
+
+/// Llama 3.1 8B.
+fn llama_8b() -> Decoder {
+    decoder(json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": false,
+    }))
+}
+
+fn decoder(config: serde_json::Value) -> Decoder {
+    let config = config.as_object().expect("an object was written").clone();
+    Decoder::new(ModelConfig::new(Path::new("config.json"), config, None).unwrap(), Device::Cpu).unwrap()
+}
+
+fn on_cpu(decoder: &Decoder, kind: Kind) -> Footprint<'_> {
+    Footprint { decoder, device: Device::Cpu, kind, kernels: Kernels::Plain, weights: Kind::Float }
+}
+
+/// A layer of SmolLM2 in bfloat16, from the plain one's 34,220 bytes a position: two norms without the quotient and the
+/// input in float32, but with the input, 2 (8 - 2) 576; no silu, 2 1536.
+#[test]
+fn fused_kernels_keep_less() {
+    let decoder = smollm2();
+    let fused = Footprint { kernels: Kernels::Fused, ..on_cpu(&decoder, Kind::BFloat16) };
+    let rows = Shape::Rows { rows: 8, tokens: 128 };
+    assert_eq!(fused.layer(rows), 1024 * (34_220 - 6_912 - 3_072));
+    // GPUs have kernels of their own.
+    let on_gpu = Footprint { device: Device::Cuda(0), ..fused };
+    assert_eq!(on_gpu.layer(rows), Footprint { kernels: Kernels::Plain, ..on_gpu }.layer(rows));
+}
+
+/// Counted by `torch.autograd.graph.saved_tensors_hooks` (PyTorch 2.11), weights left out.
+#[test]
+fn a_layer_keeps_what_pytorch_counts() {
+    let decoder = smollm2();
+    let (bf16, float) = (on_cpu(&decoder, Kind::BFloat16), on_cpu(&decoder, Kind::Float));
+    let rows = Shape::Rows { rows: 8, tokens: 128 };
+    assert_eq!((bf16.layer(rows), float.layer(rows)), (1024 * 34_220, 1024 * 47_660));
+    let pairs = Shape::Pairs { pairs: 4, prompt: 40, response: 30 };
+    assert_eq!((bf16.layer(pairs), float.layer(pairs)), (15_070_400, 21_368_000));
+}
+
+#[test]
+fn a_step_by_hand() {
+    let decoder = smollm2();
+    let bf16 = on_cpu(&decoder, Kind::BFloat16);
+    // A layer: q and o 576 * 576, k and v 192 * 576, gate, up and down 1536 * 576, two norms 576.
+    let layer_parameters = 2 * 331_776 + 2 * 110_592 + 3 * 884_736 + 2 * 576;
+    let head = 49_152 * 576;
+    assert_eq!(bf16.parameters(), 30 * layer_parameters + 576 + head);
+    assert_eq!(bf16.parameters(), 134_515_008);
+
+    // 8 sequences of 256 tokens, in bfloat16: 2048 positions.
+    let shape = Shape::Rows { rows: 8, tokens: 256 };
+    let step =
+        TrainingStep { shape, passes: 1, gradient_checkpointing: false, release_gradients: false, optimizer: ADAMW };
+    let activations = 30 * 2048 * 34_220 + 2 * 30 * layer_parameters;
+    // The head in bfloat16 and its gradient; logits of all positions, 201 MB, and a chunk of at most 134 MB.
+    let around_the_head = 2 * head + 4 * head + 2048 * 49_152 * 2 + (128 << 20);
+    assert_eq!(bf16.training(step), activations + around_the_head);
+    // Gradients, 538 MB, are added where an earlier pass left them.
+    let gradients = 4 * 134_515_008;
+    assert_eq!(bf16.training(TrainingStep { passes: 2, ..step }), activations + gradients + around_the_head);
+    // With checkpointing less is kept than the gradients take later.
+    let few = TrainingStep { gradient_checkpointing: true, ..step };
+    assert!(31 * 2048 * 576 * 2 + 2048 * 34_220 + 2 * layer_parameters < gradients);
+    assert_eq!(bf16.training(few), gradients + around_the_head);
+}
+
+#[test]
+fn generation_by_hand() {
+    let decoder = smollm2();
+    let plain = Decoding { pack_weights: false, ..Decoding::default() };
+    // 4 rows of 100 tokens: keys and values of 192 f32 in 30 layers; the pass over the prompts; f32 logits twice.
+    let cache = 4 * 100 * 30 * 2 * 192 * 4;
+    let float = cache + 400 * 47_660 + 4 * 49_152 * 8;
+    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &plain), float);
+    // In bfloat16 the weights are there once more, and the cache stays as it is on a CPU.
+    let bf16 = cache + 400 * 34_220 + 4 * 49_152 * 6;
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &plain), 2 * 134_515_008 + bf16);
+    // Laid out for decoding, the layers' weights take the copies' place, all but the embedding and the last norm.
+    let laid_out = Decoding::default();
+    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &laid_out), 4 * 134_515_008 + float);
+    let kept = 2 * (49_152 * 576 + 576);
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &laid_out), 2 * 134_515_008 + kept + bf16);
+    // Of 10 responses 4 at a time: the prompts that wait need the copies.
+    let four = Decoding { concurrent_responses: Some(4), ..laid_out };
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(10, 100, &four), 4 * 134_515_008 + bf16);
+    // A pass over prompts holds 4096 tokens, or one longer prompt.
+    let passes = |rows, tokens| {
+        let rest = rows * tokens * 30 * 2 * 192 * 4 + rows * 49_152 * 8;
+        (on_cpu(&decoder, Kind::Float).generating(rows, tokens, &plain) - rest) / 47_660
+    };
+    assert_eq!((passes(100, 100), passes(4, 5000)), (4096, 5000));
+}
+
+#[test]
+fn released_gradients_by_hand() {
+    let decoder = smollm2();
+    let bf16 = on_cpu(&decoder, Kind::BFloat16);
+    let (layer_parameters, head): (u64, u64) = (3_540_096, 49_152 * 576);
+    let shape = Shape::Rows { rows: 2, tokens: 64 };
+    let step =
+        TrainingStep { shape, passes: 1, gradient_checkpointing: true, release_gradients: true, optimizer: ADAMW };
+    // The head in bfloat16 and its gradient stay until the embedding's is there: tied, they are one weight.
+    assert_eq!(bf16.training(step), 2 * head + 4 * head + 4 * head);
+    // With more positions the loss takes most: 31 inputs of layers, the head's gradient, 512 and 128 MiB of logits.
+    let shape = Shape::Rows { rows: 64, tokens: 256 };
+    let loss = 31 * 16_384 * 576 * 2 + 4 * head + (640 << 20);
+    let layer = 31 * 16_384 * 576 * 2 + 4 * head + 16_384 * 34_220 + 2 * layer_parameters + 4 * layer_parameters;
+    assert!(layer < loss);
+    assert_eq!(bf16.training(TrainingStep { shape, ..step }), 2 * head + loss);
+}
+
+/// An ORPO step of SAPO on one device of 80 GB: 4 pairs of 2048 tokens, of which the prompt has half.
+#[test]
+fn a_model_of_8_billion_parameters_fits_80_gb() {
+    let decoder = llama_8b();
+    let (kind, kernels) = (Kind::BFloat16, Kernels::Fused);
+    let on_cuda = |weights| Footprint { decoder: &decoder, device: Device::Cuda(0), kind, kernels, weights };
+    let (policy, ema) = (on_cuda(Kind::Float), on_cuda(Kind::BFloat16));
+    // A layer: q and o 4096 * 4096, k and v 1024 * 4096, gate, up and down 14336 * 4096, two norms 4096.
+    let layer: u64 = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14_336 * 4096 + 2 * 4096;
+    let head: u64 = 128_256 * 4096;
+    let parameters = 32 * layer + 2 * head + 4096;
+    assert_eq!((policy.weights(), ema.weights()), (4 * parameters, 2 * parameters));
+    // All parameters have whole blocks of 256, and the norms' 4096 elements are enough to be quantised.
+    let state = 2 * parameters + 2 * 4 * parameters / 256;
+    assert_eq!(policy.optimizer_state(ADAMW_8BIT), state);
+    let kept = policy.weights() + state + ema.weights();
+
+    let shape = Shape::Pairs { pairs: 4, prompt: 1024, response: 1024 };
+    let step =
+        TrainingStep { shape, passes: 1, gradient_checkpointing: true, release_gradients: true, optimizer: ADAMW_8BIT };
+    let generating = ema.generating(4, 2048, &Decoding::default());
+    let working = policy.training(step).max(generating);
+    // Nothing is converted for the sampler.
+    assert!(generating < 4 << 30);
+    assert!(kept + working < 80_000_000_000, "{kept} + {working}");
+    // With gradients kept, f32 state or a float32 average it would not.
+    let plain = TrainingStep { release_gradients: false, ..step };
+    assert!(kept + policy.training(plain) > 80_000_000_000);
+    assert!(kept - state + policy.optimizer_state(ADAMW) > 80_000_000_000);
+    assert!(kept + 2 * parameters + working > 80_000_000_000);
+}
