@@ -125,7 +125,7 @@ pub struct RunSettings {
     /// `auto`, `cpu`, `cuda` or `cuda:N`. `auto` takes the first GPU if there is one.
     pub device: String,
     /// Compute type: `float32`, `bfloat16`, or `auto`: bfloat16 where the device has instructions for it, else float32.
-    /// Master weights are float32 in all cases.
+    /// Master weights are float32 in all cases, but where a learner's `weights` says otherwise.
     pub dtype: DtypeChoice,
     /// What computes norms, gates, rotations and log-probabilities on a CPU: `fused`, each in one pass over memory, or `plain`,
     /// in libtorch's operators. Both give the same numbers but for the last bits.
