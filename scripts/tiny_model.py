@@ -107,7 +107,8 @@ def write_tokenizer_files(directory, pre_tokenizer, decoder, model):
         "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder, "model": model,
     })
     write_json(directory, "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[1], "eos_token": SPECIAL[2],
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"],
+        "bos_token": SPECIAL[1], "eos_token": SPECIAL[2],
         "pad_token": SPECIAL[2], "unk_token": SPECIAL[0], "chat_template": TEMPLATE, "model_max_length": 2048,
     })
 

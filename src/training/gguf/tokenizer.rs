@@ -128,6 +128,8 @@ pub fn convert(metadata: &Metadata, context_length: usize) -> Result<Tokenizer> 
         "clean_up_tokenization_spaces": false,
         "model_max_length": context_length,
         "tokenizer_class": "PreTrainedTokenizerFast",
+        // transformers 4 has this class also give token_type_ids, which its decoders refuse.
+        "model_input_names": ["input_ids", "attention_mask"],
     });
     if let Some(template) = metadata.text("tokenizer.chat_template")? {
         config["chat_template"] = json!(template);
