@@ -18,7 +18,9 @@ use crate::record::PortType;
 /// # Errors
 /// When there is no operator of a name, or nothing that emits what one needs.
 pub fn scaffold(operators: &[String], registry: &Registry) -> Result<String, String> {
-    let mut draft = Draft { nodes: Vec::new(), registry };
+    let mut seen = HashSet::new();
+    let repeated = operators.iter().filter(|name| !seen.insert(*name)).cloned().collect();
+    let mut draft = Draft { nodes: Vec::new(), registry, repeated };
     for name in operators {
         let Some(spec) = registry.get(name) else {
             let near = closest(name, registry.iter().map(|spec| spec.name));
@@ -39,6 +41,8 @@ pub fn scaffold(operators: &[String], registry: &Registry) -> Result<String, Str
 pub(super) struct Draft<'r> {
     pub nodes: Vec<Node>,
     registry: &'r Registry,
+    /// Operators that were asked for more than once.
+    repeated: HashSet<String>,
 }
 
 pub(super) struct Node {
@@ -293,8 +297,8 @@ impl Draft<'_> {
         self.nodes.push(sink);
     }
 
-    /// Connect the sinks that take all there is. Of a source, that is what is used of it; of several nodes of an operator, the
-    /// first, since all report the same names.
+    /// Connect the sinks that take all there is. Of a source, that is what is used of it; of an operator that was asked
+    /// for more than once the first, since all may report the same names.
     fn gather(&mut self) {
         for index in 0..self.nodes.len() {
             let spec = self.nodes[index].spec.clone();
@@ -314,7 +318,10 @@ impl Draft<'_> {
                 let used: Vec<_> = all.iter().filter(is_used).cloned().collect();
                 let mut emitters = if used.is_empty() { all } else { used };
                 let mut operators = HashSet::new();
-                emitters.retain(|(name, _)| operators.insert(self.nodes[self.position(name)].spec.name));
+                emitters.retain(|(name, _)| {
+                    let operator = self.nodes[self.position(name)].spec.name;
+                    !self.repeated.contains(operator) || operators.insert(operator)
+                });
                 let wire = |(from, output)| Wire { input: input.name, from, output, feedback: false };
                 self.nodes[index].wires.extend(emitters.into_iter().map(wire));
             }
