@@ -1,12 +1,11 @@
 //! A first pipeline of given operators: wired by the types of their ports, with the settings of their examples.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde_yaml::{Mapping, Value};
 
 use super::suggest::closest;
-use crate::operator::{OperatorSpec, PortSpec, Registry};
+use crate::operator::{Connections, OperatorSpec, PortSpec, Registry, Source};
 use crate::record::PortType;
 
 /// A pipeline with these operators, in this order, and with those that they need to have every input connected.
@@ -18,9 +17,7 @@ use crate::record::PortType;
 /// # Errors
 /// When there is no operator of a name, or nothing that emits what one needs.
 pub fn scaffold(operators: &[String], registry: &Registry) -> Result<String, String> {
-    let mut seen = HashSet::new();
-    let repeated = operators.iter().filter(|name| !seen.insert(*name)).cloned().collect();
-    let mut draft = Draft { nodes: Vec::new(), registry, repeated };
+    let mut draft = Draft { nodes: Vec::new(), registry };
     for name in operators {
         let Some(spec) = registry.get(name) else {
             let near = closest(name, registry.iter().map(|spec| spec.name));
@@ -41,8 +38,6 @@ pub fn scaffold(operators: &[String], registry: &Registry) -> Result<String, Str
 pub(super) struct Draft<'r> {
     pub nodes: Vec<Node>,
     registry: &'r Registry,
-    /// Operators that were asked for more than once.
-    repeated: HashSet<String>,
 }
 
 pub(super) struct Node {
@@ -297,8 +292,8 @@ impl Draft<'_> {
         self.nodes.push(sink);
     }
 
-    /// Connect the sinks that take all there is. Of a source, that is what is used of it; of an operator that was asked
-    /// for more than once the first, since all may report the same names.
+    /// Connect the sinks that take all there is. Of a source, that is what is used of it; what a
+    /// sink would refuse beside the others stays out.
     fn gather(&mut self) {
         for index in 0..self.nodes.len() {
             let spec = self.nodes[index].spec.clone();
@@ -317,10 +312,15 @@ impl Draft<'_> {
                 };
                 let used: Vec<_> = all.iter().filter(is_used).cloned().collect();
                 let mut emitters = if used.is_empty() { all } else { used };
-                let mut operators = HashSet::new();
+                let mut connections = Connections::default();
                 emitters.retain(|(name, _)| {
-                    let operator = self.nodes[self.position(name)].spec.name;
-                    !self.repeated.contains(operator) || operators.insert(operator)
+                    let op = self.nodes[self.position(name)].spec.name;
+                    connections.sources.push(Source { input: input.name, node: name.clone(), op });
+                    let fits = (spec.check_connections)(&Mapping::new().into(), &connections).is_empty();
+                    if !fits {
+                        connections.sources.pop();
+                    }
+                    fits
                 });
                 let wire = |(from, output)| Wire { input: input.name, from, output, feedback: false };
                 self.nodes[index].wires.extend(emitters.into_iter().map(wire));
