@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`record`] | what travels on edges |
 //! | [`operator`] | what an operator is, and the registry of them |
+//! | `issue` | what an operator has to say of its settings |
 //! | [`pipeline`] | YAML to graph: parsing, parameters, validation, diagnostics |
 //! | [`graph`] | the lowered graph, drawn as mermaid or dot |
 //! | [`relation`] | operators that are dataflow: collections in, collections out |
@@ -17,6 +18,7 @@
 pub mod docs;
 mod draw;
 pub mod graph;
+mod issue;
 pub mod operator;
 pub mod pipeline;
 pub mod plan;
