@@ -5,7 +5,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`record`] | what travels on edges |
+//! | [`record`], `values` | what travels on edges |
 //! | [`operator`] | what an operator is, and the registry of them |
 //! | `issue` | what an operator has to say of its settings |
 //! | [`pipeline`] | YAML to graph: parsing, parameters, validation, diagnostics |
@@ -27,6 +27,7 @@ pub mod record;
 pub mod relation;
 pub mod runtime;
 mod step;
+mod values;
 
 pub use graph::{Edge, Graph, Node, RunSettings};
 pub use operator::{
