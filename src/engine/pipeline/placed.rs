@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::diagnostic::{Report, Span};
 use super::schema::blame;
-use super::yaml::{self, Yaml};
+use super::yaml::{self, Content, Yaml};
 use crate::operator::ConfigIssue;
 
 /// Report an issue with a node's `with` block, whose own key is at `key`.
