@@ -17,6 +17,8 @@ pub const MAX_DATA: u64 = 32 << 20;
 const BYTES_PER_OPERATION: u64 = 256;
 /// Items that can be copied in the time of an operation.
 const ITEMS_PER_OPERATION: u64 = 64;
+/// Items of a list that can be copied in the time of an entry of a mapping.
+const ITEMS_PER_ENTRY: usize = 8;
 /// Bytes that an item takes in memory, those of its text aside.
 const BYTES_PER_ITEM: u64 = 48;
 
@@ -25,7 +27,7 @@ const BYTES_PER_ITEM: u64 = 48;
 pub struct Size {
     /// Bytes of its texts.
     pub bytes: u64,
-    /// Items of its lists and mappings.
+    /// Items of its lists, and entries of its mappings, each of which is several.
     pub items: u64,
 }
 
@@ -42,6 +44,10 @@ impl Size {
 
     /// Of a value with all that is in it.
     pub fn of(value: &Dynamic) -> Self {
+        // Most are numbers, and this is quicker than asking for a reference.
+        if !value.is_string() && !value.is_array() && !value.is_map() {
+            return Size::default();
+        }
         if let Ok(text) = value.as_immutable_string_ref() {
             return Size::text(&text);
         }
@@ -49,7 +55,7 @@ impl Size {
             return list.iter().fold(Size::items(list.len()), |size, item| size.and(Size::of(item)));
         }
         if let Ok(map) = value.as_map_ref() {
-            return map.values().fold(Size::items(map.len()), |size, item| size.and(Size::of(item)));
+            return map.values().fold(Size::items(map.len() * ITEMS_PER_ENTRY), |size, item| size.and(Size::of(item)));
         }
         Size::default()
     }
@@ -113,8 +119,8 @@ mod tests {
         let inner: Dynamic = rhai::Array::from(["ab".into(), 1_i64.into()]).into();
         let map: rhai::Map = [("key".into(), inner.clone()), ("other".into(), true.into())].into();
         let list: Dynamic = rhai::Array::from([inner, map.into(), 2.5.into()]).into();
-        // 3 items, of which the list has 2 more, and the mapping 2 with 2 more in the list that it holds.
-        assert_eq!(Size::of(&list), Size { bytes: 4, items: 9 });
+        // 3 items, of which the list has 2 more, and the mapping 2 entries with 2 more in the list that it holds.
+        assert_eq!(Size::of(&list), Size { bytes: 4, items: 7 + 2 * ITEMS_PER_ENTRY as u64 });
     }
 
     #[test]
