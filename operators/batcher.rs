@@ -9,7 +9,7 @@ use sapo_flow_engine::{
     Record, Segment, TokenId,
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
@@ -30,7 +30,7 @@ pub struct Config {
 }
 
 /// Where rejected responses come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejected {
     /// The pairs have them, or have none.
@@ -42,7 +42,7 @@ pub enum Rejected {
 }
 
 /// How a step's pairs are divided into batches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bucketing {
     /// In the order they arrive.

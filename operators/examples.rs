@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sapo_flow_engine::record::{Pair, ReferenceLogps};
 use sapo_flow_training::learner::Example;
+use sapo_flow_training::objectives::Needs;
 
 use crate::objectives::formula::{RECORD_NUMBERS, VALUES};
 
@@ -24,9 +25,21 @@ fn numbers(pair: &Pair, step: u64) -> BTreeMap<String, f64> {
     let staleness = pair.weights_version.map_or(0, |version| pair.step.saturating_sub(version));
     let age = step.saturating_sub(pair.step);
     let segment_tokens = pair.segment.map_or(0, |segment| segment.len);
-    let own = pair.values.iter().map(|(name, value)| (format!("{VALUES}.{name}"), *value));
+    let own = pair.values.numbers().map(|(name, value)| (format!("{VALUES}.{name}"), value));
     let known = RECORD_NUMBERS.iter().map(|(name, _)| (*name).to_owned());
     known.zip([staleness as f64, age as f64, segment_tokens as f64]).chain(own).collect()
+}
+
+/// Refuses a pair whose value an objective computes with, and which is a text: those are for expressions over records.
+pub fn check_values(pair: &Pair, needs: &Needs) -> Result<(), String> {
+    let mut own = needs.numbers.iter().filter_map(|name| name.strip_prefix(VALUES)?.strip_prefix('.'));
+    match own.find(|name| pair.values.text(name).is_some()) {
+        None => Ok(()),
+        Some(name) => {
+            let pair = label(pair);
+            Err(format!("{pair}: `{VALUES}.{name}` is a text, and the objective computes with it"))
+        }
+    }
 }
 
 /// How messages name a pair.
@@ -38,7 +51,9 @@ pub fn label(pair: &Pair) -> String {
 mod tests {
     use sapo_flow_engine::Segment;
 
-    use super::example;
+    use sapo_flow_training::objectives::Needs;
+
+    use super::{check_values, example};
     use crate::testing::pair;
 
     #[test]
@@ -56,5 +71,17 @@ mod tests {
         // From a data set: as old as its step, nothing written, nothing stale.
         (generated.weights_version, generated.segment) = (None, None);
         assert_eq!(numbers(&generated), named([2.0, 0.0, 0.0, 0.5]));
+    }
+
+    #[test]
+    fn formulas_refuse_texts() {
+        let mut given = pair(3, &[1], &[2], None);
+        given.values.insert("score".into(), 0.5);
+        given.values.insert_text("category".into(), "math".into());
+        let needs = |name: &str| Needs { numbers: [name.to_owned()].into(), ..Needs::default() };
+        assert_eq!(check_values(&given, &needs("values.score")), Ok(()));
+        let error = check_values(&given, &needs("values.category")).unwrap_err();
+        let pair = "row 3 (pair 3 of `data` at step 0)";
+        assert_eq!(error, format!("{pair}: `values.category` is a text, and the objective computes with it"));
     }
 }

@@ -90,21 +90,26 @@ impl Define for Filter {
     const SUMMARY: &'static str = "Lets prompts, samples or pairs pass for which an expression is true.";
     const DOCS: &'static str = "\
 The language of expressions is Rhai's without functions of one's own, modules and output: numbers (`/` divides exactly), \
-texts, lists, `&& || !`, `if a { b } else { c }`, `let`, and functions such as `len`, `words`, `contains`, `trim`, \
-`replace`, `min`, `max`, `exp`, `log`, `sigmoid`, `clamp`. These names stand for what a record holds:
+texts, lists, `&& || !`, `if a { b } else { c }`, `let`, `for`. Values of different kinds cannot be compared. Functions, of \
+numbers: `abs`, `min`, `max`, `clamp`, `exp`, `log`, `sqrt`, `sigmoid`, `round`, `floor` and the like; of texts: `len`, \
+`contains`, `starts_with`, `ends_with`, `index_of`, `to_lower`, `to_upper`, `trim`, `replace`, `sub_string`, `split`, \
+`words`, `chars`, `parse_float`; of lists: `len`, `contains`, `index_of`, `extract`, `push`, `pop`, `reverse`, `sort`. These \
+names stand for what a record holds:
 
 - `step`, `row`, `source` (the node that read the row); `epoch` (prompts);
 - `prompt`, `response` (samples), `chosen` and `rejected` (prompts, pairs): texts, which need `tokenizer`; a prompt's special \
 tokens are written out, a response's are left out;
 - `prompt_ids`, `prompt_len` and the like: tokens and how many; `has_rejected`;
-- `values.NAME`: the record's numbers; `\"NAME\" in values` asks whether there is one;
+- `values.NAME`: the record's numbers and texts, such as `values.category == \"math\"` with `columns: {values: [category]}` of \
+`prompt_source`; `\"NAME\" in values` asks whether there is one;
 - `origin`, `generated`, `staleness` (samples, pairs), `segment_start`, `segment_tokens` (pairs): how it was made;
 - `logps`, `avg_logps` (samples), `chosen_logps`, `chosen_avg_logps`, `rejected_logps`, `rejected_avg_logps` (prompts, \
 pairs): log-probabilities in nats, summed and per token, under the model of `model` or of the weights that arrive; without \
 a rejected response 0.
 
-An evaluation may take a million operations, and hold a mebibyte of text and 65536 items: an expression can neither hang \
-nor exhaust a run. Retractions pass.
+An evaluation may take a million operations, work on long texts and lists included (256 bytes or 64 items count as one), \
+make 32 MiB of data, and hold a mebibyte in a text and 65536 items in a list: an expression can neither hang nor exhaust a \
+run. Retractions pass.
 
 State: none. Errors: an unknown name or a wrong type, before the run; a value that a record lacks, or a limit, in it.
 Metrics: NODE/kept and NODE/dropped, in records.";

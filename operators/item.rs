@@ -146,7 +146,7 @@ impl Item {
         }
     }
 
-    /// Its numbers by name.
+    /// Its numbers and texts by name.
     pub fn values(&self) -> &Values {
         match self {
             Item::Prompt(prompt) => &prompt.values,
@@ -155,7 +155,7 @@ impl Item {
         }
     }
 
-    /// Its numbers by name, to change.
+    /// Its numbers and texts by name, to change.
     pub fn values_mut(&mut self) -> &mut Values {
         match self {
             Item::Prompt(prompt) => &mut Arc::make_mut(prompt).values,

@@ -111,6 +111,8 @@ pub fn registry() -> Registry {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value as Json;
+
     use super::*;
 
     #[test]
@@ -123,5 +125,40 @@ mod tests {
                 .unwrap_or_else(|diagnostics| panic!("{}\n{text}", diagnostics));
             assert!(graph.nodes.iter().any(|node| node.op.name == operator.name), "{}", operator.name);
         }
+    }
+
+    /// Help, editors and `expand` read defaults from the schemas.
+    #[test]
+    fn every_key_that_may_be_left_out_shows_its_default() {
+        fn lacking(schema: &Json, root: &Json, place: &str, found: &mut Vec<String>) {
+            let at =
+                |schema: &Json| match schema["$ref"].as_str().and_then(|path| root.pointer(path.strip_prefix('#')?)) {
+                    Some(target) => target.clone(),
+                    None => schema.clone(),
+                };
+            let schema = at(schema);
+            let branches =
+                ["anyOf", "oneOf"].into_iter().flat_map(|word| schema[word].as_array().into_iter().flatten());
+            branches.for_each(|branch| lacking(branch, root, place, found));
+            let required: Vec<&Json> = schema["required"].as_array().into_iter().flatten().collect();
+            for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+                let (target, name) = (at(property), format!("{place}.{key}"));
+                let may_be_absent = |schema: &Json| at(schema).to_string().contains("\"null\"");
+                let default = !property["default"].is_null() || !target["default"].is_null();
+                let nested = target["properties"].is_object();
+                if !required.iter().any(|other| *other == key) && !default && !nested && !may_be_absent(property) {
+                    found.push(name.clone());
+                }
+                lacking(property, root, &name, found);
+            }
+        }
+        let mut found = Vec::new();
+        for operator in registry().iter() {
+            let schema = (operator.config_schema)().to_value();
+            lacking(&schema, &schema, operator.name, &mut found);
+        }
+        // The value of `objective` is a list of alternatives that have nothing in common, told by `objectives`.
+        found.retain(|name| !name.starts_with("preference_learner.objective."));
+        assert_eq!(found, [""; 0]);
     }
 }

@@ -12,7 +12,7 @@ use sapo_flow_engine::{
 };
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::data::tokenizer_files;
@@ -23,7 +23,7 @@ use crate::openai::message::MessageTemplate;
 use crate::openai::{ServerConfig, check_request};
 
 /// What happens to a record when no score can be read from the reply about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unreadable {
     /// The run stops, with the reply.

@@ -22,7 +22,7 @@ use tch::Device;
 use crate::batcher::Batcher;
 use crate::compute::{PlannedModel, compute, kind};
 use crate::draws::Draws;
-use crate::examples::example;
+use crate::examples::{check_values, example};
 use crate::failed_update::FailedUpdate;
 use crate::learner_config::PreferenceLearnerConfig;
 use crate::objectives::{self, Sum};
@@ -67,6 +67,8 @@ impl PreferenceLearner {
         if self.versions.exclusive().is_none() {
             self.learner()?.leave_weights();
         }
+        let needs = self.settings.objective.needs();
+        batches.iter().flat_map(|batch| &batch.pairs).try_for_each(|pair| check_values(pair, needs))?;
         let examples: Vec<Example> = batches.iter().flat_map(|batch| examples(batch, step)).collect();
         let most = batches.iter().map(|batch| batch.pairs.len()).max().unwrap_or(0);
         let began = Instant::now();
@@ -102,7 +104,7 @@ fn examples(batch: &Batch, step: u64) -> Vec<Example> {
 /// What a configuration says is minimised; validation has compiled it before.
 fn objective(config: &PreferenceLearnerConfig) -> Result<Sum, OperatorError> {
     config.objective.compile().map_err(|issues| {
-        let messages: Vec<String> = issues.into_iter().map(|issue| issue.message).collect();
+        let messages: Vec<String> = issues.iter().map(|issue| format!("`{}`: {issue}", issue.key)).collect();
         messages.join("; ").into()
     })
 }

@@ -12,7 +12,7 @@ use sapo_flow_engine::{
     Prompt, Record, Retracted, Retraction,
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::data::recording::Place;
@@ -58,7 +58,7 @@ pub struct Config {
 }
 
 /// Whether data is edited while the run goes on.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected true, false or {replay: FILE}")]
 pub enum Watch {
     /// Whether to follow the files.
@@ -68,7 +68,7 @@ pub enum Watch {
 }
 
 /// What to repeat.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Replay {
     /// A recording: `edits/NODE.jsonl` of a run directory.

@@ -3,7 +3,7 @@
 //! SAPO (arXiv 2405.20830), section 3.3: first in, first out; pairs drawn often are drawn less, p proportional to
 //! 1 / (1 + times drawn).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -133,29 +133,59 @@ impl ReplayBuffer {
         }
     }
 
-    /// Drop what a retraction concerns: of one pair that came several times, the newest; of a row, all pairs.
-    fn retract(&mut self, of: &Retracted, outputs: &mut Outputs) -> usize {
-        let mut concerned: Vec<usize> =
-            (0..self.entries.len()).filter(|index| of.concerns_pair(&self.entries[*index].pair)).collect();
-        if matches!(of, Retracted::Record { .. }) {
-            concerned.drain(..concerned.len().saturating_sub(1));
-        }
-        for index in concerned.iter().rev() {
-            if let Some(entry) = self.entries.remove(*index) {
-                outputs.push(View::CHANGES, entry.change(-1));
+    /// Drop what a step's retractions concern, in one pass: of one pair that came several times, the newest; of a row, all
+    /// pairs. How many pairs each of them took. (Drawing looks at every entry at each step, too.)
+    fn retract(&mut self, retractions: &[Retraction], outputs: &mut Outputs) -> Vec<usize> {
+        let mut rows: HashMap<(&str, u64), usize> = HashMap::new();
+        let mut records: HashMap<(&str, u64, u32), usize> = HashMap::new();
+        let mut queues: Vec<VecDeque<usize>> = Vec::new();
+        for (index, retraction) in retractions.iter().enumerate() {
+            match &retraction.of {
+                Retracted::Row { source, row } => {
+                    rows.entry((source.as_str(), *row)).or_insert(index);
+                }
+                Retracted::Record { origin, step, position } => {
+                    let queue = *records.entry((origin.as_str(), *step, *position)).or_insert(queues.len());
+                    queues.resize_with(queues.len().max(queue + 1), VecDeque::new);
+                    queues[queue].push_back(index);
+                }
             }
         }
-        if !concerned.is_empty() {
+        let mut taken = vec![0; retractions.len()];
+        let mut kept = VecDeque::with_capacity(self.entries.len());
+        while let Some(entry) = self.entries.pop_back() {
+            let pair = &entry.pair;
+            let row = rows.get(&(pair.source.as_str(), pair.row)).copied();
+            let queue = records.get(&(pair.origin.as_str(), pair.step, pair.position)).map(|queue| &mut queues[*queue]);
+            // Of two that concern a pair, the first one takes it.
+            let comes_first = |of: &&mut VecDeque<usize>| of.front().is_some_and(|at| row.is_none_or(|row| *at < row));
+            let taker = match queue.filter(comes_first) {
+                Some(queue) => queue.pop_front(),
+                None => row,
+            };
+            match taker {
+                Some(taker) => {
+                    taken[taker] += 1;
+                    outputs.push(View::CHANGES, entry.change(-1));
+                }
+                None => kept.push_front(entry),
+            }
+        }
+        self.entries = kept;
+        if taken.iter().any(|count| *count > 0) {
             self.weigh();
         }
-        concerned.len()
+        taken
     }
 
     /// Honour a step's retractions, and tell people of those that have a reason: how many pairs left because of it.
     fn honour(&mut self, retractions: Vec<Retraction>, outputs: &mut Outputs) {
         let mut reasons: IndexMap<String, usize> = IndexMap::new();
-        for Retraction { of, because, .. } in retractions {
-            let left = self.retract(&of, outputs);
+        if retractions.is_empty() {
+            return;
+        }
+        let taken = self.retract(&retractions, outputs);
+        for (Retraction { because, .. }, left) in retractions.into_iter().zip(taken) {
             self.retracted += left as u64;
             outputs.push(View::CHANGES, retracted_change(left as u64));
             if let Some(because) = because {

@@ -9,7 +9,7 @@ use sapo_flow_engine::record::{Prompt, Segment, Values};
 use sapo_flow_training::generate::{Choice, Decoding, Request, Sampling, Warpers, generate};
 use sapo_flow_training::model::Compute;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::draws::Draws;
 use crate::segments::{Truncation, bounds, fit, splice};
@@ -38,6 +38,15 @@ impl<'de> Deserialize<'de> for SegmentTokens {
             Written::Word(word) => {
                 Err(serde::de::Error::custom(format!("segment_tokens: expected a number or `all`, found `{word}`")))
             }
+        }
+    }
+}
+
+impl Serialize for SegmentTokens {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            SegmentTokens::AtMost(tokens) => serializer.serialize_u64(*tokens as u64),
+            SegmentTokens::All => serializer.serialize_str("all"),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::{
     BuildContext, Define, Inputs, Operator, OperatorError, Outputs, Pair, PortSpec, PortType, Retracted, Retraction,
-    TokenId,
+    TokenId, Values,
 };
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
@@ -97,6 +97,8 @@ struct Sample<'a> {
     prompt: String,
     chosen: String,
     rejected: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    values: Option<&'a Values>,
 }
 
 /// What a sampler wrote.
@@ -126,7 +128,7 @@ At every n-th step writes the first `count` pairs that reach it to `samples.json
 `step`; the pair's `row`, `origin` (node), `made_at_step`, `position`, `weights_version` and `seed`; `prompt`, `chosen` and \
 `rejected` as text with special tokens written out; and `segment`, the part of the rejected response that a sampler wrote: \
 `start` and `len` in tokens of the response, whether it `ended` in EOS, its `text`, and the text of the chosen response that \
-it `replaced`. What a pair does not have is null. When a pair that was written is taken back, a line says so: `step`; \
+it `replaced`. What a pair does not have is null. `values` are its numbers and texts, where it has some. When a pair that was written is taken back, a line says so: `step`; \
 `retracted`, with the pair's `source`, `row`, `origin`, `made_at_step` and `position`; and `because`.
 
 State: the length of the file, and which pairs were written. A resumed run cuts the file back to the checkpoint.
@@ -251,6 +253,7 @@ impl SampleSink {
             prompt: text(&pair.prompt_ids)?,
             chosen: text(&pair.chosen_ids)?,
             rejected: pair.rejected_ids.as_deref().map(text).transpose()?,
+            values: Some(&pair.values).filter(|values| !values.is_empty()),
         })
     }
 }

@@ -135,7 +135,7 @@ impl Subprocess {
 
     /// The record with what the answer adds; none where it is dropped.
     fn apply(&self, answer: Answer, mut item: Item, tally: &mut Tally) -> Result<Option<Item>, OperatorError> {
-        for (name, value) in &answer.values {
+        for (name, value) in answer.values.numbers() {
             let entry = tally.values.entry(name.clone()).or_default();
             *entry = (entry.0 + value, entry.1 + 1);
         }
@@ -230,7 +230,7 @@ It gets `prompt` with `response` (samples) or with `chosen` and, where there is 
 prompt's special tokens are written out, a response's are left out. `send` decides what it gets: `text`; `tokens` \
 (`prompt_ids`, ...); `values`; `origin` (`source` and `row`, and except for prompts `origin`, `step`, `position`).
 
-It answers with the `id` (unique within a run) and any of: `values`, numbers by name, which are added to the record's; \
+It answers with the `id` (unique within a run) and any of: `values`, numbers or texts by name, which are added to the record's; \
 `\"drop\": true`, which takes the record out; `prompt`, `chosen`, `rejected` or `response`, texts in place of the record's, \
 which get an EOS. `batch_size` lines are sent, then as many are waited for: a program may gather them, and must flush its \
 output.

@@ -4,7 +4,7 @@
 //! is empty the next pass begins with all rows there are, in an order drawn as that of an epoch. Every edit is recorded with
 //! the step at which it took effect; a run that repeats a recording, or resumes, takes edits from there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -142,8 +142,11 @@ impl Watched {
             recording::append(&self.path, &edit)?;
         }
         let places: Vec<String> = edit.removed.iter().map(describe).collect();
+        let gone: HashSet<u64> = edit.removed.iter().map(|place| place.row).collect();
+        if !gone.is_empty() {
+            self.queue.retain(|row| !gone.contains(row));
+        }
         for place in edit.removed {
-            self.queue.retain(|row| *row != place.row);
             if let Some(prompt) = self.rows.remove(&place.row) {
                 moment.removed.push((prompt, place));
             }

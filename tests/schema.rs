@@ -52,6 +52,9 @@ fn keyword_holds(
         "exclusiveMinimum" => bound(|number, bound| number > bound),
         "exclusiveMaximum" => bound(|number, bound| number < bound),
         "pattern" if given == "\\$\\{" => value.as_str().is_none_or(|text| text.contains("${")),
+        "pattern" if given == "^values\\..+" => {
+            value.as_str().is_none_or(|text| text.strip_prefix("values.").is_some_and(|name| !name.is_empty()))
+        }
         "description" | "default" | "title" | "format" | "then" | "$schema" | "$defs" => true,
         other => panic!("the keyword {other} is not known here"),
     }

@@ -85,17 +85,21 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// The numbers of a row in these columns.
+/// The numbers and texts of a row in these columns.
 fn values(names: &[String], row: &Map<String, Value>) -> Result<Values, String> {
-    let number = |name: &String| match row.get(name) {
-        Some(Value::Bool(truth)) => Ok((name.clone(), f64::from(*truth))),
-        Some(Value::Number(number)) if number.as_f64().is_some_and(f64::is_finite) => {
-            Ok((name.clone(), number.as_f64().unwrap_or_default()))
+    let mut values = Values::new();
+    for name in names {
+        match row.get(name) {
+            Some(Value::Bool(truth)) => values.insert(name.clone(), f64::from(*truth)),
+            Some(Value::Number(number)) if number.as_f64().is_some_and(f64::is_finite) => {
+                values.insert(name.clone(), number.as_f64().unwrap_or_default());
+            }
+            Some(Value::String(text)) => values.insert_text(name.clone(), text.clone()),
+            Some(other) => return Err(format!("`{name}`: expected a number or a text, found {}", kind(other))),
+            None => return Err(format!("`{name}`: expected a number or a text, found nothing")),
         }
-        Some(other) => Err(format!("`{name}`: expected a number, found {}", kind(other))),
-        None => Err(format!("`{name}`: expected a number, found nothing")),
-    };
-    names.iter().map(number).collect()
+    }
+    Ok(values)
 }
 
 /// A template's text: given as it is where it holds Jinja's braces, otherwise the content of a file.
@@ -117,12 +121,12 @@ mod tests {
     use super::values;
 
     #[test]
-    fn numbers_go_along() {
-        let row = serde_json::from_str(r#"{"prompt": "hi", "score": 2.5, "good": true, "why": "b"}"#).unwrap();
+    fn numbers_and_texts_go_along() {
+        let row = serde_json::from_str(r#"{"score": 2.5, "good": true, "why": "b", "list": [1]}"#).unwrap();
         let with = |names: &[&str]| values(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &row);
-        let expected = [("good".to_owned(), 1.0), ("score".to_owned(), 2.5)];
-        assert_eq!(with(&["score", "good"]).unwrap().into_iter().collect::<Vec<_>>(), expected);
-        assert!(with(&["why"]).unwrap_err().contains("`why`: expected a number, found"));
-        assert!(with(&["rank"]).unwrap_err().contains("`rank`: expected a number, found nothing"));
+        assert_eq!(with(&["score", "good"]).unwrap(), [("good".to_owned(), 1.0), ("score".to_owned(), 2.5)].into());
+        assert_eq!(with(&["why"]).unwrap().text("why"), Some("b"));
+        assert!(with(&["list"]).unwrap_err().contains("`list`: expected a number or a text, found"));
+        assert!(with(&["rank"]).unwrap_err().contains("`rank`: expected a number or a text, found nothing"));
     }
 }

@@ -36,7 +36,7 @@ pub struct Columns {
     pub real: Option<String>,
     /// The same conversation with a model's answer.
     pub generated: Option<String>,
-    /// Columns with numbers (`true` is 1, `false` 0) that go along with the row: `values.NAME` in formulas.
+    /// Columns with numbers (`true` is 1, `false` 0) or texts that go along with the row: `values.NAME` in expressions.
     pub values: Vec<String>,
 }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use sapo_flow_engine::Prompt;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use encode::Encoder;
@@ -50,7 +50,7 @@ impl Paths {
 }
 
 /// What happens when a row cannot be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// The run stops, with file, line and reason.

@@ -7,7 +7,8 @@ use sapo_flow_engine::operator::{ConfigIssue, Connections};
 use sapo_flow_engine::{BuildContext, Inputs, OperatorError, PortSpec, PortType, Record};
 use sapo_flow_training::text::TextTokenizer;
 
-use super::records::{Facts, Formula, Kind, Name, Outcome, engine};
+use super::engine;
+use super::records::{Facts, Formula, Kind, Name, Outcome};
 use crate::data::tokenizer_files;
 use crate::item::{ITEMS, Item, Texts};
 use crate::scorer::{Scorer, ScorerSettings};
@@ -88,7 +89,7 @@ impl Settings {
     pub fn build(&self, context: &BuildContext) -> Result<Evaluator, OperatorError> {
         let engine = engine();
         let formulas = self.read(&engine, None).map_err(|issues| {
-            issues.iter().map(|issue| format!("`{}`: {}", issue.key, issue.message)).collect::<Vec<_>>().join("; ")
+            issues.iter().map(|issue| format!("`{}`: {issue}", issue.key)).collect::<Vec<_>>().join("; ")
         })?;
         let load = |directory: &Path| TextTokenizer::load(directory).map(|tokenizer| Texts { tokenizer });
         let texts = self.tokenizer.as_deref().map(load).transpose()?;

@@ -1,10 +1,11 @@
 //! Expressions over prompts, samples and pairs: the names that stand for what a record holds, and what may come of them.
 
-use rhai::{Array, Dynamic, Engine, EvalAltResult, ImmutableString, Map, Position, Scope};
+use rhai::{Array, Dynamic, Engine, EvalAltResult, Map, Scope};
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::{OperatorError, PortType, TokenId};
 
-use super::{Expression, ExpressionError, MAX_TEXT_BYTES, number};
+use super::functions::{NAMES, text_of};
+use super::{Expression, ExpressionError, number, with_article};
 use crate::item::{ITEMS, Item, Part, Texts};
 
 /// What an expression may name.
@@ -20,7 +21,7 @@ pub enum Name {
     Source,
     /// The node that made the record.
     Origin,
-    /// Its numbers: `values.NAME`.
+    /// Its numbers and texts: `values.NAME`.
     Values,
     /// Whether a model of this run wrote a response.
     Generated,
@@ -43,35 +44,6 @@ pub enum Name {
     /// The same per token.
     AvgLogps(Part),
 }
-
-/// Functions that an unknown one is compared with.
-const FUNCTIONS: &[&str] = &[
-    "abs",
-    "clamp",
-    "contains",
-    "ends_with",
-    "exp",
-    "floor",
-    "index_of",
-    "len",
-    "log",
-    "log1mexp",
-    "logsigmoid",
-    "max",
-    "min",
-    "relu",
-    "replace",
-    "round",
-    "sigmoid",
-    "softplus",
-    "split",
-    "sqrt",
-    "square",
-    "starts_with",
-    "to_lower",
-    "trim",
-    "words",
-];
 
 impl Name {
     /// As it is written.
@@ -150,6 +122,8 @@ pub enum Kind {
     Number,
     /// A text.
     Text,
+    /// A number as above, or a text.
+    Value,
     /// A list of token ids.
     Ids,
 }
@@ -172,10 +146,7 @@ impl Kind {
         let found = || match value.type_name() {
             "bool" => format!("the truth value {value}"),
             "i64" | "f64" => format!("the number {value}"),
-            "string" | "&str" => "a text".to_owned(),
-            "array" => "a list".to_owned(),
-            "()" => "nothing".to_owned(),
-            other => other.to_owned(),
+            other => with_article(other),
         };
         let (outcome, expected) = match self {
             Kind::Truth => (value.as_bool().ok().map(Outcome::Truth), "true or false"),
@@ -184,7 +155,9 @@ impl Kind {
                 let number = truth.or_else(|| number(value)).filter(|number| number.is_finite());
                 (number.map(Outcome::Number), "a finite number")
             }
-            Kind::Text => (value.clone().into_string().ok().map(Outcome::Text), "a text"),
+            Kind::Value if value.is_string() => return Kind::Text.outcome(value),
+            Kind::Value => return Kind::Number.outcome(value),
+            Kind::Text => (text_of(value).map(|text| Outcome::Text(text.into())), "a text"),
             Kind::Ids => (ids(value).map(Outcome::Ids), "a list of token ids"),
         };
         outcome.ok_or_else(|| ExpressionError::whole(format!("expected {expected}, found {}", found())))
@@ -205,26 +178,6 @@ pub struct Logps {
     pub rejected: (f64, f64),
 }
 
-/// An engine for expressions over records: with functions of texts that give a new text.
-pub fn engine() -> Engine {
-    let mut engine = super::engine();
-    // Rhai's own change a text in place, and have no value.
-    engine.register_fn("trim", |text: &mut ImmutableString| text.trim().to_owned());
-    engine.register_fn("replace", |text: &mut ImmutableString, from: &str, to: &str| replaced(text, from, to));
-    engine.register_fn("words", |text: &str| {
-        text.split_whitespace().map(|word| Dynamic::from(word.to_owned())).collect::<Array>()
-    });
-    engine
-}
-
-fn replaced(text: &str, from: &str, to: &str) -> Result<String, Box<EvalAltResult>> {
-    let most = text.len().saturating_add(text.matches(from).count().saturating_mul(to.len()));
-    if most > MAX_TEXT_BYTES {
-        return Err(EvalAltResult::ErrorDataTooLarge("Length of string".into(), Position::NONE).into());
-    }
-    Ok(text.replace(from, to))
-}
-
 /// An expression under a key, with the names that it uses.
 #[derive(Clone, Debug)]
 pub struct Formula {
@@ -235,9 +188,12 @@ pub struct Formula {
     /// The names in it.
     pub uses: Vec<Name>,
     expression: Expression,
-    /// Numbers that it reads from `values`, as far as its text tells.
+    /// Names that it reads from `values`, as far as its text tells.
     values: Vec<String>,
 }
+
+/// So many values of an expression are tried out as numbers and as texts.
+const MOST_VALUES: usize = 5;
 
 /// What there is to know of a record while an expression is evaluated.
 pub struct Facts<'a> {
@@ -268,7 +224,7 @@ impl Formula {
             let known = names.iter().filter(|name| Some(**name) != left_out).map(|name| name.text());
             Expression::compile(engine, text, known)
         };
-        let wrong = |error: ExpressionError| ConfigIssue::new(key, error.to_string());
+        let wrong = |error: ExpressionError| error.issue(key);
         let expression = compile(None).map_err(wrong)?;
         // An expression that cannot do without a name uses it.
         let uses = names.iter().copied().filter(|name| compile(Some(*name)).is_err()).collect();
@@ -277,11 +233,24 @@ impl Formula {
         Ok(formula)
     }
 
-    /// Evaluate it on a made-up record: shows types that can never be right, and work without end.
+    /// Evaluate it on made-up records: shows types that can never be right, and work without end. Whether a value is a
+    /// number or a text is for the data to say: each in turn is made up as either.
     fn try_out(&self, engine: &Engine) -> Result<(), ExpressionError> {
+        let mut first = None;
+        for texts in 0..1_u32 << self.values.len().min(MOST_VALUES) {
+            match self.try_with(engine, texts) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_limit() => return Err(error),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn try_with(&self, engine: &Engine, texts: u32) -> Result<(), ExpressionError> {
         let mut scope = Scope::new();
         for name in &self.uses {
-            scope.push_dynamic(name.text(), self.made_up(*name));
+            scope.push_dynamic(name.text(), self.made_up(*name, texts));
         }
         match self.expression.evaluate(engine, &mut scope) {
             Ok(value) => self.kind.outcome(&value).map(drop),
@@ -293,12 +262,17 @@ impl Formula {
                 | EvalAltResult::ErrorStringBounds(..)
                 | EvalAltResult::ErrorIndexNotFound(..)
                 | EvalAltResult::ErrorRuntime(..) => Ok(()),
-                _ => Err(ExpressionError::of(&error, FUNCTIONS.iter().copied())),
+                _ => Err(ExpressionError::of(&error, NAMES.iter().copied())),
             },
         }
     }
 
-    fn made_up(&self, name: Name) -> Dynamic {
+    /// A value for a name; of `values` those are texts whose bit is set.
+    fn made_up(&self, name: Name, texts: u32) -> Dynamic {
+        let value = |index: usize| match texts >> index.min(MOST_VALUES) & 1 {
+            1 => Dynamic::from("some text"),
+            _ => Dynamic::from(1.0),
+        };
         match name {
             Name::Generated | Name::HasRejected => true.into(),
             Name::Source | Name::Origin => "node".into(),
@@ -306,7 +280,8 @@ impl Formula {
             Name::Ids(_) => list(&[5, 6, 7]),
             Name::Logps(_) | Name::AvgLogps(_) => (-1.5).into(),
             Name::Values => {
-                self.values.iter().map(|name| (name.as_str().into(), Dynamic::from(1.0))).collect::<Map>().into()
+                let values = self.values.iter().enumerate();
+                values.map(|(index, name)| (name.as_str().into(), value(index))).collect::<Map>().into()
             }
             _ => 3_i64.into(),
         }
@@ -322,8 +297,8 @@ impl Formula {
             scope.push_dynamic(name.text(), facts.value(*name)?);
         }
         let value = self.expression.evaluate(engine, &mut scope).map_err(|error| {
-            let said = ExpressionError::of(&error, FUNCTIONS.iter().copied());
-            let there: Vec<&str> = facts.item.values().keys().map(String::as_str).collect();
+            let said = ExpressionError::of(&error, NAMES.iter().copied());
+            let there: Vec<&str> = facts.item.values().names().map(String::as_str).collect();
             match error.unwrap_inner() {
                 EvalAltResult::ErrorPropertyNotFound(..) => {
                     let there = if there.is_empty() { "none".into() } else { there.join(", ") };
@@ -354,13 +329,12 @@ impl Facts<'_> {
             },
             Name::Source => self.item.source().into(),
             Name::Origin => self.item.made().map_or("", |(origin, ..)| origin).into(),
-            Name::Values => self
-                .item
-                .values()
-                .iter()
-                .map(|(name, value)| (name.as_str().into(), (*value).into()))
-                .collect::<Map>()
-                .into(),
+            Name::Values => {
+                let values = self.item.values();
+                let numbers = values.numbers().map(|(name, number)| (name.as_str().into(), number.into()));
+                let texts = values.texts().map(|(name, text)| (name.as_str().into(), text.clone().into()));
+                numbers.chain(texts).collect::<Map>().into()
+            }
             Name::Generated => self.item.weights_version().is_some().into(),
             Name::Staleness => {
                 whole(self.item.weights_version().map_or(0, |version| self.step.saturating_sub(version)))
@@ -386,12 +360,15 @@ fn list(ids: &[TokenId]) -> Dynamic {
     ids.iter().map(|id| Dynamic::from(i64::from(*id))).collect::<Array>().into()
 }
 
-/// Names after `values.` in a text.
+/// Names after `values.` in a text, each once.
 fn values_named(text: &str) -> Vec<String> {
     let name = |rest: &str| -> String {
         rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
     };
-    text.split("values.").skip(1).map(name).filter(|name| !name.is_empty()).collect()
+    let mut names: Vec<String> = text.split("values.").skip(1).map(name).filter(|name| !name.is_empty()).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 #[cfg(test)]

@@ -40,10 +40,7 @@ const FILES: [(&str, &str); 30] = [
 pub fn definition(name: &str) -> Option<Definition> {
     let (name, text) = FILES.iter().find(|(other, _)| *other == name)?;
     let value = serde_yaml::from_str(text).unwrap_or_else(|error| panic!("{name}.yaml, which a test reads: {error}"));
-    Some(
-        Definition::read(&value)
-            .unwrap_or_else(|(key, error)| panic!("{name}.yaml, which a test reads: {key}: {error}")),
-    )
+    Some(Definition::read(&value).unwrap_or_else(|issues| panic!("{name}.yaml, which a test reads: {issues:?}")))
 }
 
 /// Names of all objectives.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::pipeline::closest;
@@ -12,8 +12,9 @@ use serde_json::{Map as JsonMap, Value as Json, json};
 use serde_yaml::Value;
 
 use super::built_in;
-use super::definition::{Definition, KEYS, Param, text};
+use super::definition::{Definition, Param, text};
 use super::formula::{Formula, Issue};
+use super::reading::KEYS;
 use super::sum::{Sum, Term};
 
 /// What is minimised, as written.
@@ -49,9 +50,9 @@ impl ObjectiveConfig {
                     }
                     terms.push(term);
                 }
-                Err(found) => issues.extend(found.into_iter().map(|(key, message)| {
-                    let key = if key.is_empty() { place.clone() } else { format!("{place}.{key}") };
-                    ConfigIssue::new(key, message)
+                Err(found) => issues.extend(found.into_iter().map(|issue| {
+                    let key = if issue.key.is_empty() { place.clone() } else { format!("{place}.{}", issue.key) };
+                    ConfigIssue { key, ..issue }
                 })),
             }
         }
@@ -69,7 +70,11 @@ impl ObjectiveConfig {
 }
 
 fn whole(message: impl Into<String>) -> Vec<Issue> {
-    vec![(String::new(), message.into())]
+    at("", message)
+}
+
+fn at(key: &str, message: impl Into<String>) -> Vec<Issue> {
+    vec![Issue::new(key, message)]
 }
 
 /// One objective with its weight.
@@ -78,7 +83,7 @@ fn term(item: &Value, in_list: bool) -> Result<Term, Vec<Issue>> {
         let Some(name) = item.as_str() else {
             return Err(whole(format!("an objective is a name or a mapping, found {}", text(item))));
         };
-        let formula = compile(named(name).map_err(|error| vec![(String::new(), error)])?, &BTreeMap::new(), "")?;
+        let formula = compile(named(name).map_err(whole)?, &BTreeMap::new(), "")?;
         return Ok(Term { name: name.to_owned(), weight: 1.0, formula });
     };
     let mut given: BTreeMap<String, Value> = BTreeMap::new();
@@ -89,28 +94,25 @@ fn term(item: &Value, in_list: bool) -> Result<Term, Vec<Issue>> {
     let weight = match given.remove("weight") {
         None => 1.0,
         Some(_) if !in_list => {
-            return Err(vec![(
-                "weight".into(),
-                "`weight` is for the objectives of a list: alone, it has no effect".into(),
-            )]);
+            return Err(at("weight", "`weight` is for the objectives of a list: alone, it has no effect"));
         }
-        Some(value) => value.as_f64().filter(|weight| weight.is_finite() && *weight > 0.0).ok_or_else(|| {
-            vec![("weight".to_owned(), format!("`weight`: expected a number above 0, found {}", text(&value)))]
-        })?,
+        Some(value) => value
+            .as_f64()
+            .filter(|weight| weight.is_finite() && *weight > 0.0)
+            .ok_or_else(|| at("weight", format!("`weight`: expected a number above 0, found {}", text(&value))))?,
     };
     let name = given.remove("name");
     if let Some(path) = given.remove("file") {
-        let path = path.as_str().ok_or_else(|| vec![("file".into(), "`file`: expected a path".to_owned())])?.to_owned();
+        let path = path.as_str().ok_or_else(|| at("file", "`file`: expected a path"))?.to_owned();
         if name.is_some() {
-            return Err(vec![("name".into(), "`name` and `file` exclude each other".into())]);
+            return Err(at("name", "`name` and `file` exclude each other"));
         }
-        let definition = from_file(&path).map_err(|error| vec![("file".to_owned(), error)])?;
-        let stem = PathBuf::from(&path).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or(path);
-        return Ok(Term { name: stem, weight, formula: compile(definition, &given, "")? });
+        let stem = Path::new(&path).file_stem().map_or(path.clone(), |stem| stem.to_string_lossy().into_owned());
+        return Ok(Term { name: stem, weight, formula: from_file(Path::new(&path), &given)? });
     }
     if let Some(name) = name {
-        let name = name.as_str().ok_or_else(|| vec![("name".into(), "`name`: expected a text".to_owned())])?.to_owned();
-        let definition = named(&name).map_err(|error| vec![("name".to_owned(), error)])?;
+        let name = name.as_str().ok_or_else(|| at("name", "`name`: expected a text"))?.to_owned();
+        let definition = named(&name).map_err(|error| at("name", error))?;
         return Ok(Term { formula: compile(definition, &given, "")?, name, weight });
     }
     let own: Value = Value::Mapping(mapping.iter().filter(|(key, _)| *key != "weight").map(owned).collect());
@@ -119,10 +121,10 @@ fn term(item: &Value, in_list: bool) -> Result<Term, Vec<Issue>> {
         let help = near.map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
         return Err(whole(format!("an objective has a `name`, a `formula`, or a `file`, and this has none{help}")));
     }
-    let definition = Definition::read(&own).map_err(|issue| vec![issue])?;
+    let definition = Definition::read(&own)?;
     let params: BTreeMap<String, Value> =
         definition.params.iter().map(|(name, param)| (name.clone(), param.default.clone())).collect();
-    let definition = definition.whole().map_err(|error| vec![("use".to_owned(), error)])?;
+    let definition = definition.whole().map_err(|error| at("use", error))?;
     // What is written here is written to be used.
     let formula = compile(definition, &params, "params.")?;
     Ok(Term { name: "formula".into(), weight, formula })
@@ -145,11 +147,21 @@ fn named(name: &str) -> Result<Definition, String> {
     }
 }
 
-fn from_file(path: &str) -> Result<Definition, String> {
-    let file = std::fs::read_to_string(path).map_err(|error| format!("`file`: {path}: {error}"))?;
-    let value: Value = serde_yaml::from_str(&file).map_err(|error| format!("`file`: {path}: {error}"))?;
-    let read = Definition::read(&value).map_err(|(_, error)| format!("`file`: {path}: {error}"))?;
-    read.whole().map_err(|error| format!("`file`: {path}: {error}"))
+/// The formula of a file's definition with these params. What is wrong with the file is told of its own keys.
+fn from_file(path: &Path, given: &BTreeMap<String, Value>) -> Result<Formula, Vec<Issue>> {
+    let unreadable = |error: String| at("file", format!("`file`: {}: {error}", path.display()));
+    let in_file = |issues: Vec<Issue>| -> Vec<Issue> {
+        let told = |issue: Issue| match given.contains_key(&issue.key) {
+            true => issue,
+            false => Issue { file: Some((path.to_owned(), issue.key)), key: "file".into(), ..issue },
+        };
+        issues.into_iter().map(told).collect()
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+    let value: Value = serde_yaml::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+    let definition = Definition::read(&value).map_err(in_file)?;
+    let definition = definition.whole().map_err(|error| in_file(at("use", error)))?;
+    compile(definition, given, "").map_err(in_file)
 }
 
 /// A formula with these params, whose keys stand under `prefix`.
@@ -159,14 +171,14 @@ fn compile(definition: Definition, given: &BTreeMap<String, Value>, prefix: &str
     for name in given.keys().filter(|name| !known.contains(&name.as_str())) {
         let help = closest(name, known.iter().copied()).map(|near| format!(" (did you mean `{near}`?)"));
         let help = help.unwrap_or_else(|| format!("; its params are {}", known.join(", ")));
-        issues.push((name.clone(), format!("the objective has no param `{name}`{help}")));
+        issues.push(Issue::new(name, format!("the objective has no param `{name}`{help}")));
     }
     if !issues.is_empty() {
         return Err(issues);
     }
-    let prefixed = |(key, message): Issue| match given.contains_key(&key) {
-        true => (format!("{prefix}{key}"), message),
-        false => (key, message),
+    let prefixed = |issue: Issue| match given.contains_key(&issue.key) {
+        true => Issue { key: format!("{prefix}{}", issue.key), ..issue },
+        false => issue,
     };
     Formula::compile(&definition, given).map_err(|issues| issues.into_iter().map(prefixed).collect())
 }

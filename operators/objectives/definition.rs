@@ -5,24 +5,20 @@ use std::collections::BTreeSet;
 use indexmap::IndexMap;
 use rhai::Dynamic;
 use sapo_flow_engine::pipeline::closest;
-use serde::Deserialize;
 use serde_yaml::Value;
 
 use super::built_in;
 
 /// An objective as written.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Default)]
 pub struct Definition {
     /// What it is, for people.
     pub description: String,
     /// Another definition to begin with: all of it holds here too, where nothing of the same name replaces it.
-    #[serde(rename = "use")]
     pub uses: Option<String>,
     /// Numbers and words that its users may set.
     pub params: IndexMap<String, Param>,
-    /// Expressions by name, for use in others.
-    #[serde(rename = "let")]
+    /// Expressions by name, for use in others: `let`.
     pub named: IndexMap<String, String>,
     /// The loss of every pair.
     pub formula: Option<String>,
@@ -34,11 +30,12 @@ pub struct Definition {
     pub report: IndexMap<String, String>,
     /// Numbers carried from step to step.
     pub state: IndexMap<String, State>,
+    /// Which of its params and named expressions stand here, and not in what it uses: key and name.
+    pub own: Vec<(&'static str, String)>,
 }
 
 /// A number carried from step to step.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
     /// What it is at the first step.
     pub initial: f64,
@@ -47,8 +44,7 @@ pub struct State {
 }
 
 /// A param: its default, or that and what may be set.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(from = "ParamForm")]
+#[derive(Clone, Debug, Default)]
 pub struct Param {
     /// A number or a word.
     pub default: Value,
@@ -66,59 +62,7 @@ pub struct Param {
     pub description: String,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ParamForm {
-    Spelled(Spelled),
-    Default(Value),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Spelled {
-    default: Value,
-    min: Option<f64>,
-    max: Option<f64>,
-    above: Option<f64>,
-    below: Option<f64>,
-    #[serde(default)]
-    choices: Vec<Value>,
-    #[serde(default)]
-    description: String,
-}
-
-impl From<ParamForm> for Param {
-    fn from(form: ParamForm) -> Self {
-        let (min, max, above, below) = (None, None, None, None);
-        match form {
-            ParamForm::Default(default) => {
-                Param { default, min, max, above, below, choices: Vec::new(), description: String::new() }
-            }
-            ParamForm::Spelled(Spelled { default, min, max, above, below, choices, description }) => {
-                Param { default, min, max, above, below, choices, description }
-            }
-        }
-    }
-}
-
-/// Keys of a definition, as written.
-pub const KEYS: [&str; 9] =
-    ["description", "use", "params", "let", "formula", "pair_weight", "rewards", "report", "state"];
-
 impl Definition {
-    /// Read a definition.
-    ///
-    /// # Errors
-    /// The key that is wrong, or none, and what was expected.
-    pub fn read(value: &Value) -> Result<Self, (String, String)> {
-        let mut keys = value.as_mapping().into_iter().flat_map(|mapping| mapping.keys()).filter_map(Value::as_str);
-        if let Some(key) = keys.find(|key| !KEYS.contains(key)) {
-            let help = closest(key, KEYS).map(|near| format!(" (did you mean `{near}`?)")).unwrap_or_default();
-            return Err((key.to_owned(), format!("a definition has no `{key}`{help}")));
-        }
-        serde_yaml::from_value(value.clone()).map_err(|error| (String::new(), error.to_string()))
-    }
-
     /// With what it uses filled in.
     ///
     /// # Errors
@@ -142,11 +86,24 @@ impl Definition {
             rewards: self.rewards.or(base.rewards),
             report: joined(base.report, self.report),
             state: joined(base.state, self.state),
+            own: self.own,
         })
     }
 
     /// The params that its expressions read, whatever their values.
     pub fn params_read(&self) -> impl Iterator<Item = (&String, &Param)> {
+        let names = self.names_read();
+        self.params.iter().filter(move |(name, _)| names.contains(name.as_str()))
+    }
+
+    /// Of its own params and named expressions those that nothing reads, whatever the params' values: key and name.
+    pub fn unread(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let names = self.names_read();
+        self.own.iter().filter(move |(_, name)| !names.contains(name.as_str())).map(|(key, name)| (*key, name))
+    }
+
+    /// All that looks like a name in what is evaluated at a step.
+    fn names_read(&self) -> BTreeSet<&str> {
         let mut waiting: Vec<&String> =
             self.formula.iter().chain(&self.pair_weight).chain(self.report.values()).collect();
         waiting.extend(self.rewards.iter().flatten());
@@ -159,7 +116,7 @@ impl Definition {
                 }
             }
         }
-        self.params.iter().filter(move |(name, _)| names.contains(name.as_str()))
+        names
     }
 }
 
@@ -174,10 +131,6 @@ impl Param {
     /// # Errors
     /// What was expected instead.
     pub fn value(&self, given: Option<&Value>) -> Result<Dynamic, String> {
-        if dynamic(&self.default).is_none() {
-            let keys = "{default, min, max, above, below, choices, description}";
-            return Err(format!("expected a number, a text, true or false, or {keys}, found {}", text(&self.default)));
-        }
         let value = given.unwrap_or(&self.default);
         if !self.choices.is_empty() {
             if self.choices.contains(value) {
@@ -194,6 +147,7 @@ impl Param {
             let number = value.as_f64().filter(|number| self.admits(*number));
             return number.map(Dynamic::from).ok_or_else(|| format!("expected {expected}, found {}", text(value)));
         }
+        // Of a definition's own default `reading` has made sure.
         let same = std::mem::discriminant(value) == std::mem::discriminant(&self.default);
         match dynamic(value).filter(|_| same) {
             Some(value) => Ok(value),
@@ -226,7 +180,12 @@ fn dynamic(value: &Value) -> Option<Dynamic> {
     }
 }
 
-/// A value as YAML writes it.
+/// A value as YAML writes it; a list or a mapping by that word.
 pub fn text(value: &Value) -> String {
-    serde_yaml::to_string(value).unwrap_or_default().trim().to_owned()
+    match value {
+        Value::Sequence(_) => "a list".to_owned(),
+        Value::Mapping(_) => "a mapping".to_owned(),
+        Value::Null => "nothing".to_owned(),
+        value => serde_yaml::to_string(value).unwrap_or_default().trim().to_owned(),
+    }
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rhai::{Dynamic, EvalAltResult, Map, Scope};
+use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_training::objectives::{Needs, PairLosses, PairNumbers, PairTensor};
 use serde_yaml::Value as Yaml;
 use tch::{Kind, Tensor};
@@ -26,8 +27,8 @@ pub const RECORD_NUMBERS: [(&str, &str); 3] = [
 /// The mapping with the pairs' own numbers: `values.score`.
 pub const VALUES: &str = "values";
 
-/// Something wrong with a definition: the key in it, dotted where nested, and what.
-pub type Issue = (String, String);
+/// Something wrong with a definition, at a key of it.
+pub type Issue = ConfigIssue;
 
 /// A definition with its params set, ready to be evaluated.
 #[derive(Debug)]
@@ -79,12 +80,15 @@ impl Formula {
         let mut issues = Vec::new();
         let sources = Sources::read(definition, given, &mut issues);
         let outputs = outputs(definition, &sources, &mut issues);
+        issues.extend(definition.unread().filter(|(_, name)| !given.contains_key(*name)).map(|(group, name)| {
+            Issue::new(format!("{group}.{name}"), format!("`{name}` has no effect: the formula never reads it"))
+        }));
         if !issues.is_empty() {
             return Err(issues);
         }
         let trial = trial::run(&sources, &outputs)?;
         for name in given.keys().filter(|name| !trial.bindings.iter().any(|(used, _)| used == *name)) {
-            issues.push((name.clone(), format!("`{name}` has no effect: with these params nothing reads it")));
+            issues.push(Issue::new(name, format!("`{name}` has no effect: with these params nothing reads it")));
         }
         if !issues.is_empty() {
             return Err(issues);
@@ -164,7 +168,7 @@ fn evaluated(expression: &Expression, scope: &mut Scope) -> Result<Dynamic, Expr
 /// An evaluation's error as people read it.
 pub(super) fn readable(error: &EvalAltResult) -> ExpressionError {
     let mut error = ExpressionError::of(error, FUNCTIONS);
-    if error.message.contains("expecting bool") {
+    if error.message == "expected true or false, found a tensor" {
         error.message = "a tensor is not true or false".into();
         error.help = Some("`where(condition, a, b)` chooses for each pair".into());
     }
@@ -234,7 +238,7 @@ impl Sources {
                 Ok(value) => {
                     constants.insert(name.clone(), value);
                 }
-                Err(expected) => issues.push((name.clone(), format!("`{name}`: {expected}"))),
+                Err(expected) => issues.push(Issue::new(name, expected)),
             }
         }
         let groups = [
@@ -246,7 +250,8 @@ impl Sources {
         for (group, names) in groups {
             for name in names {
                 if let Some(what) = built_in_name(name).or_else(|| seen.insert(name, group).map(|_| "twice in use")) {
-                    issues.push((format!("{group}.{name}"), format!("`{name}` cannot be a name here: it is {what}")));
+                    let message = format!("`{name}` cannot be a name here: it is {what}");
+                    issues.push(Issue::new(format!("{group}.{name}"), message));
                 }
             }
         }
@@ -257,7 +262,7 @@ impl Sources {
                 Ok(expression) => {
                     sources.named.insert(name.clone(), expression);
                 }
-                Err(error) => issues.push((format!("let.{name}"), format!("`{name}`: {error}"))),
+                Err(error) => issues.push(error.issue(format!("let.{name}"))),
             }
         }
         sources
@@ -312,7 +317,7 @@ fn built_in_name(name: &str) -> Option<&'static str> {
 /// The expressions to evaluate at every step, the loss first.
 fn outputs(definition: &Definition, sources: &Sources, issues: &mut Vec<Issue>) -> Vec<Output> {
     if definition.formula.is_none() {
-        issues.push(("formula".into(), "a definition needs a `formula`: the loss of every pair".into()));
+        issues.push(Issue::new("formula", "a definition needs a `formula`: the loss of every pair"));
     }
     let mut texts: Vec<(Role, String, &String)> = Vec::new();
     texts.extend(definition.formula.iter().map(|text| (Role::Loss, "formula".to_owned(), text)));
@@ -329,7 +334,7 @@ fn outputs(definition: &Definition, sources: &Sources, issues: &mut Vec<Issue>) 
     for (role, key, text) in texts {
         match sources.compile(text, definition) {
             Ok(expression) => outputs.push(Output { role, key, expression }),
-            Err(error) => issues.push((key.clone(), format!("`{key}`: {error}"))),
+            Err(error) => issues.push(error.issue(key)),
         }
     }
     outputs

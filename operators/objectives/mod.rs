@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `config` | the value of `objective`, its schema and its errors |
 //! | [`definition`] | an objective as YAML: params, named expressions, a formula |
+//! | `reading` | a definition read, each mistake at its key |
 //! | [`built_in`] | the objectives that come along, one file each |
 //! | [`formula`] | a definition compiled: what it needs, and its losses |
 //! | `trial` | a formula evaluated on made-up pairs, to find what it uses and what is wrong with it |
@@ -15,6 +16,7 @@ pub mod built_in;
 mod config;
 pub mod definition;
 pub mod formula;
+mod reading;
 mod reference;
 mod sum;
 pub mod tensors;
@@ -24,6 +26,8 @@ pub use config::ObjectiveConfig;
 pub use reference::{page, table};
 pub use sum::Sum;
 
+#[cfg(test)]
+mod places;
 #[cfg(test)]
 mod steps;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The page about objectives: what there is, and what formulas are written with.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use sapo_flow_training::objectives::PairTensor;
@@ -17,6 +18,14 @@ pub fn page() -> String {
         let params: Vec<String> = definition.params_read().map(|(name, param)| in_words(name, param)).collect();
         let _ = writeln!(page, "- `{name}`: {} Params: {}.", definition.description, params.join(", "));
     }
+    page.push_str("\nWhat the params mean:\n\n");
+    let meanings = meanings();
+    for (meaning, objectives) in &meanings {
+        // Where a name means one thing, it need not be said where.
+        let several = meanings.keys().filter(|(name, _)| *name == meaning.0).count() > 1;
+        let of = if several { format!(" ({})", objectives.join(", ")) } else { String::new() };
+        let _ = writeln!(page, "- `{}`{of}: {}", meaning.0, meaning.1);
+    }
     page.push_str("\nNumbers of every pair that formulas may name:\n\n");
     for tensor in PairTensor::ALL {
         let _ = writeln!(page, "- `{}`: {}.", tensor.name(), tensor.description());
@@ -33,6 +42,31 @@ pub fn page() -> String {
         functions.join(", ")
     );
     page
+}
+
+/// Names of params with what they take and mean, and the objectives where that is so.
+fn meanings() -> BTreeMap<(String, String), Vec<&'static str>> {
+    let mut meanings: BTreeMap<(String, String), Vec<&str>> = BTreeMap::new();
+    for objective in built_in::names() {
+        let Some(Ok(definition)) = built_in::definition(objective).map(|definition| definition.whole()) else {
+            continue;
+        };
+        for (name, param) in definition.params_read() {
+            let meaning = format!("{}. {}", takes(param), param.description);
+            meanings.entry((name.clone(), meaning.trim_end().to_owned())).or_default().push(objective);
+        }
+    }
+    meanings
+}
+
+/// What a param takes, in words.
+fn takes(param: &Param) -> String {
+    if !param.choices.is_empty() {
+        let choices: Vec<String> = param.choices.iter().map(text).collect();
+        return format!("one of {}", choices.join(", "));
+    }
+    let kind = if param.default.is_number() { "a number" } else { "a text" };
+    format!("{kind} {}", param.bounds()).trim_end().to_owned()
 }
 
 /// All objectives in a markdown table, each with the params that are its own.

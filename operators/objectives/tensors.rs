@@ -9,7 +9,7 @@ use rhai::{Dynamic, Engine, EvalAltResult};
 use sapo_flow_training::objectives::math;
 use tch::{TchError, Tensor};
 
-use crate::expression;
+use crate::expression::{self, budget, with_article};
 
 /// The engine of objectives' formulas.
 pub static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
@@ -76,7 +76,7 @@ impl Value {
         }
         let number = expression::number(value)
             .or_else(|| value.as_bool().ok().map(|truth| if truth { 1.0 } else { 0.0 }))
-            .ok_or_else(|| format!("expected a tensor or a number, found {}", value.type_name()))?;
+            .ok_or_else(|| format!("expected a tensor or a number, found {}", with_article(value.type_name())))?;
         let own = self.tensor();
         let tensor = torch(Tensor::from(number).f_to_device(own.device()).and_then(|t| t.f_to_kind(own.kind())))?;
         Ok(Value::new(tensor, false))
@@ -91,7 +91,11 @@ impl Value {
     }
 }
 
+/// Operations of an expression in whose time torch does one, on a few numbers and with its part of the graph.
+const TORCH_OPERATION: u64 = 100;
+
 fn torch<T>(result: Result<T, TchError>) -> Fallible<T> {
+    budget::operations(TORCH_OPERATION);
     result.map_err(|error| {
         let text = error.to_string();
         text.lines().next().unwrap_or_default().to_owned().into()
@@ -121,6 +125,7 @@ fn register(engine: &mut Engine) {
     }
     engine.register_fn("+", |x: Value| x);
     engine.register_fn("log1mexp", |x: Value| {
+        budget::operations(TORCH_OPERATION);
         let values = math::log1mexp(&x.tensor()).map_err(|error| error.to_string())?;
         Ok::<_, Box<EvalAltResult>>(Value::new(values, x.mixed))
     });

@@ -301,32 +301,3 @@ fn sums_weigh_their_parts_and_report_them() {
     assert_close("accuracies", &report["rewards/accuracies"], &[1.0, 0.0], 1e-9);
     assert_close("nll", &report["nll_loss"], &[2.5, 1.5], 1e-9);
 }
-
-/// What the way through expressions costs, against the same operations called directly: run with `--run-ignored all`.
-/// (A figure for the docs, and no test of one: machines differ.)
-#[test]
-#[ignore = "a measurement"]
-fn time_of_formulas() {
-    let pairs = two_pairs();
-    let leaf = |of: PairTensor| &pairs.tensors[&of];
-    let direct = || {
-        let chosen = leaf(PairTensor::ChosenLogps) - leaf(PairTensor::RefChosenLogps);
-        let rejected = leaf(PairTensor::RejectedLogps) - leaf(PairTensor::RefRejectedLogps);
-        let _rewards = (&chosen * 0.1, &rejected * 0.1, chosen.gt_tensor(&rejected), &chosen - &rejected);
-        -((chosen - rejected) * 0.1).log_sigmoid()
-    };
-    let time = |evaluate: &dyn Fn()| {
-        (0..100).for_each(|_| evaluate());
-        let began = std::time::Instant::now();
-        (0..2000).for_each(|_| evaluate());
-        began.elapsed().as_secs_f64() * 1e6 / 2000.0
-    };
-    println!("dpo, called directly: {:.1} us", time(&|| drop(direct())));
-    for name in built_in::names().filter(|name| !["kto", "bco", "apo_zero_unpaired"].contains(name)) {
-        let objective = compile(name);
-        let mut pairs = two_pairs();
-        pairs.state = objective.needs().state.clone();
-        let compiled = time(&|| drop(objective.losses(&pairs).unwrap()));
-        println!("{name}: {compiled:.1} us");
-    }
-}

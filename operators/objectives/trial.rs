@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::formula::{Binding, Issue, Output, Role, Sources, VALUES, readable};
 use super::tensors::{ENGINE, Value};
-use crate::expression::{Expression, ExpressionError, number};
+use crate::expression::{Expression, ExpressionError, number, with_article};
 
 /// Made-up pairs; more than one, so that a number of the whole step does not look like one of each pair.
 const PAIRS: usize = 3;
@@ -36,13 +36,25 @@ pub(super) fn run(sources: &Sources, outputs: &[Output]) -> Result<Trial, Vec<Is
         match evaluation.output(output) {
             Ok(()) => {}
             // One mistake in a shared name shows in everything that uses it: once is enough.
-            Err(error) => {
-                issues.push((output.key.clone(), format!("`{}`: {error}", output.key)));
+            Err(Mistake { name, error }) => {
+                issues.push(error.issue(name.map_or_else(|| output.key.clone(), |name| format!("let.{name}"))));
                 break;
             }
         }
     }
     if issues.is_empty() { Ok(evaluation.trial) } else { Err(issues) }
+}
+
+/// An error, and the named expression that it is in, where it is in one.
+struct Mistake {
+    name: Option<String>,
+    error: ExpressionError,
+}
+
+impl From<ExpressionError> for Mistake {
+    fn from(error: ExpressionError) -> Self {
+        Mistake { name: None, error }
+    }
 }
 
 struct Evaluation<'a> {
@@ -54,18 +66,18 @@ struct Evaluation<'a> {
 }
 
 impl Evaluation<'_> {
-    fn output(&mut self, output: &Output) -> Result<(), ExpressionError> {
+    fn output(&mut self, output: &Output) -> Result<(), Mistake> {
         let value = self.value(&mut |scope| output.evaluate(scope))?;
         let tensor = value.read_lock::<Value>().map(|value| (*value).clone());
         self.trial.mixed |= tensor.as_ref().is_some_and(Value::is_mixed);
-        check(&output.role, tensor.as_ref(), &value)
+        Ok(check(&output.role, tensor.as_ref(), &value)?)
     }
 
     /// A value, in which names are supplied as they are asked for.
     fn value(
         &mut self,
         evaluate: &mut dyn FnMut(&mut Scope) -> Result<Dynamic, Box<EvalAltResult>>,
-    ) -> Result<Dynamic, ExpressionError> {
+    ) -> Result<Dynamic, Mistake> {
         loop {
             let error = match evaluate(&mut self.scope) {
                 Ok(value) => return Ok(value),
@@ -84,13 +96,13 @@ impl Evaluation<'_> {
                     let map: Map = values.map(|name| (name.into(), made_up(1.0, 0.5).into_dynamic())).collect();
                     self.scope.set_value(VALUES, map);
                 }
-                _ => return Err(readable(&error)),
+                _ => return Err(readable(&error).into()),
             }
         }
     }
 
     /// Put a name's value into the scope; none if there is no such name.
-    fn supply(&mut self, name: &str) -> Option<Result<(), ExpressionError>> {
+    fn supply(&mut self, name: &str) -> Option<Result<(), Mistake>> {
         let binding = self.sources.binding(name)?;
         let value = match &binding {
             Binding::Tensor(tensor) => made_up_of(*tensor).into_dynamic(),
@@ -108,15 +120,16 @@ impl Evaluation<'_> {
         Some(Ok(()))
     }
 
-    fn named(&mut self, name: &str, expression: &Expression) -> Result<Dynamic, ExpressionError> {
+    fn named(&mut self, name: &str, expression: &Expression) -> Result<Dynamic, Mistake> {
         if self.pending.iter().any(|other| other == name) {
             let chain = self.pending.join("` needs `");
-            return Err(ExpressionError::whole(format!("`{chain}` needs `{name}`: a name cannot need itself")));
+            let error = ExpressionError::whole(format!("`{chain}` needs `{name}`: a name cannot need itself"));
+            return Err(Mistake { name: Some(name.to_owned()), error });
         }
         self.pending.push(name.to_owned());
         let value = self.value(&mut |scope| expression.evaluate(&ENGINE, scope));
         self.pending.pop();
-        value.map_err(|error| ExpressionError::whole(format!("in `{name}`, {error}")))
+        value.map_err(|Mistake { name: inner, error }| Mistake { name: inner.or_else(|| Some(name.to_owned())), error })
     }
 }
 
@@ -129,7 +142,7 @@ fn check(role: &Role, tensor: Option<&Value>, value: &Dynamic) -> Result<(), Exp
         (Some(shape), _) if shape.is_empty() => "one number for all of them".to_owned(),
         (Some(shape), _) => format!("{shape:?} for {PAIRS} pairs"),
         (None, Some(number)) => format!("the number {number}"),
-        (None, None) => format!("a value of type {}", value.type_name()),
+        (None, None) => with_article(value.type_name()),
     };
     let for_each_pair = shape.as_deref() == Some(&[PAIRS as i64]);
     let for_all = shape.as_deref() == Some(&[]);

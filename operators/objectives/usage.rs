@@ -9,7 +9,7 @@ use super::tests::{assert_close, compile, losses, numbers, two_pairs};
 fn issues(text: &str) -> Vec<(String, String)> {
     let config: ObjectiveConfig = serde_yaml::from_str(text).expect("a test's own YAML");
     let issues = config.compile().map(|_| panic!("{text} was accepted")).unwrap_err();
-    issues.into_iter().map(|issue| (issue.key, issue.message)).collect()
+    issues.into_iter().map(|issue| (issue.key.clone(), issue.to_string())).collect()
 }
 
 #[test]
@@ -48,9 +48,18 @@ fn a_new_objective_is_a_few_lines() {
     assert_close("target", &numbers(&target.1), &[1.0, 0.4], 1e-9);
 }
 
+/// Each of these definitions has a mistake: at that key, with that in its message.
+fn assert_told(mistakes: &[(&str, &str, &str)]) {
+    for (text, key, message) in mistakes {
+        let found = issues(text);
+        let right = found.iter().any(|(at, said)| at == key && said.contains(message));
+        assert!(right, "{text}: expected {key}: {message}, found {found:?}");
+    }
+}
+
 #[test]
 fn mistakes_are_named_with_their_place() {
-    for (text, key, message) in [
+    assert_told(&[
         ("dop", "objective", "did you mean `dpo`?"),
         ("{name: dop}", "objective.name", "did you mean `dpo`?"),
         ("{name: dpo, btea: 1}", "objective.btea", "no param `btea` (did you mean `beta`?)"),
@@ -64,6 +73,14 @@ fn mistakes_are_named_with_their_place() {
         ("[dpo, {name: sft, weight: 0}]", "objective.1.weight", "expected a number above 0, found 0"),
         ("[]", "objective", "an empty list"),
         ("{formla: chosen_logps}", "objective", "did you mean `formula`?"),
+        ("{file: none/such.yaml}", "objective.file", "none/such.yaml"),
+        ("7", "objective", "found 7"),
+    ]);
+}
+
+#[test]
+fn mistakes_in_formulas_are_named() {
+    assert_told(&[
         (
             "{formula: chosen_lgps}",
             "objective.formula",
@@ -88,9 +105,53 @@ fn mistakes_are_named_with_their_place() {
             "objective.formula",
             "where(condition, a, b)",
         ),
-        ("{formula: x, let: {x: y, y: x}}", "objective.formula", "`y` needs `x`: a name cannot need itself"),
+        ("{formula: x, let: {x: y, y: x}}", "objective.let.x", "`y` needs `x`: a name cannot need itself"),
+        ("{formula: 'chosen_logps == \"a\"'}", "objective.formula", "`==` does not work on (tensor, text)"),
+        ("{formula: 'sort(\"a\") + chosen_logps'}", "objective.formula", "`sort` does not take (text)"),
+        ("{formula: 'loop { }'}", "objective.formula", "stopped after 1000000 operations"),
+        (
+            "{formula: 'let x = chosen_logps; loop { x = 1.1 * x } x'}",
+            "objective.formula",
+            "stopped after 1000000 operations",
+        ),
+    ]);
+}
+
+#[test]
+fn mistakes_in_definitions_are_named() {
+    assert_told(&[
         ("{formula: chosen_logps, params: {beta: 1}}", "objective.params.beta", "nothing reads it"),
-        ("{formula: chosen_logps, params: {beta: {defalt: 1}}}", "objective.params.beta", "{default, min, max,"),
+        (
+            "{formula: chosen_logps, params: {beta: {defalt: 1}}}",
+            "objective.params.beta.defalt",
+            "a param has no `defalt` (did you mean `default`?)",
+        ),
+        ("{formula: chosen_logps, params: {beta: {min: 1}}}", "objective.params.beta", "a param needs a `default`"),
+        ("{formula: chosen_logps, params: {beta: [1]}}", "objective.params.beta", "or a mapping, found a list"),
+        (
+            "{formula: chosen_logps, rewards: [1, 2]}",
+            "objective.rewards.0",
+            "`rewards`: expected an expression, a text, found 1",
+        ),
+        ("{formula: chosen_logps, rewards: [x]}", "objective.rewards", "two expressions, found a list of 1"),
+        ("{formula: chosen_logps, let: {x: 1}}", "objective.let.x", "`x`: expected an expression, a text, found 1"),
+        ("{formula: 2, use: dpo}", "objective.formula", "`formula`: expected an expression, a text, found 2"),
+        (
+            "{formula: chosen_logps, state: {x: {initial: a, nxt: x}}}",
+            "objective.state.x.nxt",
+            "a state has no `nxt` (did you mean `next`?)",
+        ),
+        (
+            "{formula: -chosen_logps, let: {spare: rejected_logps}}",
+            "objective.let.spare",
+            "`spare` has no effect: the formula never reads it",
+        ),
+        (
+            "{formula: -chosen_logps, let: {spare: more * 2, more: rejected_logps}}",
+            "objective.let.more",
+            "`more` has no effect",
+        ),
+        ("{use: dpo, let: {spare: beta * margin}}", "objective.let.spare", "`spare` has no effect"),
         ("{formula: chosen_logps, params: {chosen_len: 1}}", "objective.params.chosen_len", "a number of every pair"),
         ("{formula: x * chosen_logps, let: {x: '1'}, params: {x: 1}}", "objective.let.x", "twice in use"),
         ("{formula: chosen_logps, use: dop}", "objective.use", "did you mean `dpo`?"),
@@ -100,14 +161,7 @@ fn mistakes_are_named_with_their_place() {
             "objective.state.x.next",
             "expected one number, found [3]",
         ),
-        ("{formula: 'loop { }'}", "objective.formula", "operations"),
-        ("{file: none/such.yaml}", "objective.file", "none/such.yaml"),
-        ("7", "objective", "found 7"),
-    ] {
-        let found = issues(text);
-        let right = found.iter().any(|(at, said)| at == key && said.contains(message));
-        assert!(right, "{text}: expected {key}: {message}, found {found:?}");
-    }
+    ]);
 }
 
 #[test]
@@ -143,4 +197,26 @@ fn a_definition_can_stand_in_a_file() {
     assert_close("file", &losses(&written, &two_pairs()), &[-4.0, 4.0], 1e-9);
     let config: ObjectiveConfig = serde_yaml::from_str(&written).unwrap();
     assert_eq!(config.files(), [path]);
+}
+
+/// What is overridden in a definition that another uses is read there.
+#[test]
+fn names_that_a_used_definition_reads_are_in_use() {
+    compile("{use: dpo, let: {margin: d_chosen}}");
+    compile(
+        "{formula: -chosen_logps * scale, params: {far: 2}, let: {scale: 'if far == 1 { other } else { 1 }', other: far}}",
+    );
+}
+
+#[test]
+fn the_page_says_what_params_mean() {
+    let page = super::page();
+    for line in [
+        "one of none, wpo. wpo: pairs weigh their probability under the policy.",
+        "- `ld_alpha` (ld_dpo): a number at least 0 and at most 1. Weight of tokens past the length of the shorter response",
+        "- `beta` (dpo",
+        "a number above 0. Strength of the pull to the reference.",
+    ] {
+        assert!(page.contains(line), "{line}\n{page}");
+    }
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::key::{Field, Fields, Part};
 use super::ranking::{Member, first, newest_first, touch};
 use super::top_k::check_score;
-use super::{METRICS, Place, Shape, compared};
+use super::{METRICS, Place, SCORE, Shape, compared};
 
 /// What `best_worst` takes under `with`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -73,7 +73,7 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
 
     fn fields(config: &Config, _: &str) -> Vec<(&'static str, Field)> {
         let mut fields = config.by.named("by");
-        fields.push(("score", config.score.clone()));
+        fields.push((SCORE, config.score.clone()));
         fields
     }
 

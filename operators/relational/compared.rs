@@ -26,11 +26,8 @@ struct Side<'a> {
 pub fn pair(place: Place, better: &Record, worse: &Record) -> Result<Record, String> {
     let (chosen, rejected) = (side(better, false)?, side(worse, true)?);
     let (source, row) = better.row().unwrap_or_default();
-    let prefixed = |prefix: &'static str, values: &Values| {
-        let named = values.iter().map(move |(name, value)| (format!("{prefix}_{name}"), *value));
-        named.collect::<Vec<_>>()
-    };
-    let values = [prefixed("chosen", chosen.values), prefixed("rejected", rejected.values)].concat();
+    let mut values = chosen.values.prefixed("chosen_");
+    values.extend(rejected.values.prefixed("rejected_"));
     Ok(Record::Pair(Arc::new(Pair {
         step: place.step,
         position: place.position,
@@ -43,7 +40,7 @@ pub fn pair(place: Place, better: &Record, worse: &Record) -> Result<Record, Str
         segment: None,
         weights_version: rejected.weights_version,
         seed: rejected.seed,
-        values: values.into_iter().collect(),
+        values,
     })))
 }
 

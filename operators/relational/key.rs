@@ -3,9 +3,11 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use sapo_flow_engine::{PortType, Record, TokenId};
+use sapo_flow_engine::operator::ConfigIssue;
+use sapo_flow_engine::pipeline::closest;
+use sapo_flow_engine::{PortType, Record, TokenId, Values};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Something that records have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,11 +24,13 @@ pub enum Field {
     Rejected,
     /// The node that made a sample or a pair.
     Origin,
-    /// A number by name.
+    /// A number or a text by name.
     Value(String),
+    /// What was written, and means none of these: [`Field::issue`] says so.
+    Unknown(String),
 }
 
-const EXPECTED: &str = "expected row, prompt, response, chosen, rejected, origin or values.NAME";
+const NAMES: [&str; 6] = ["row", "prompt", "response", "chosen", "rejected", "origin"];
 
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,27 +42,44 @@ impl fmt::Display for Field {
             Field::Rejected => f.write_str("rejected"),
             Field::Origin => f.write_str("origin"),
             Field::Value(name) => write!(f, "values.{name}"),
+            Field::Unknown(text) => f.write_str(text),
         }
     }
 }
 
 impl Field {
-    fn parse(text: &str) -> Option<Self> {
-        Some(match text {
+    fn parse(text: &str) -> Self {
+        match text {
             "row" => Field::Row,
             "prompt" => Field::Prompt,
             "response" => Field::Response,
             "chosen" => Field::Chosen,
             "rejected" => Field::Rejected,
             "origin" => Field::Origin,
-            _ => Field::Value(text.strip_prefix("values.").filter(|name| !name.is_empty())?.to_owned()),
-        })
+            _ => match text.strip_prefix("values.").filter(|name| !name.is_empty()) {
+                Some(name) => Field::Value(name.to_owned()),
+                None => Field::Unknown(text.to_owned()),
+            },
+        }
+    }
+
+    /// What is wrong with it, where it is no field at all.
+    pub fn issue(&self, key: impl Into<String>) -> Option<ConfigIssue> {
+        let Field::Unknown(text) = self else { return None };
+        let issue = ConfigIssue::new(key, format!("expected {} or values.NAME, found `{text}`", NAMES.join(", ")));
+        let near = closest(text, NAMES).map(str::to_owned).or_else(|| {
+            // `value.score`, or `score` alone.
+            let name = text.rsplit('.').next().filter(|name| !name.is_empty()).unwrap_or("NAME");
+            (text.ends_with('.') || closest(text.split('.').next()?, ["values"]).is_some() || !text.contains('.'))
+                .then(|| format!("values.{name}"))
+        });
+        Some(ConfigIssue { help: near.map(|near| format!("did you mean `{near}`?")), ..issue })
     }
 
     /// Whether records of this type have it.
     pub fn fits(&self, port_type: PortType) -> bool {
         match self {
-            Field::Row | Field::Prompt | Field::Value(_) => true,
+            Field::Row | Field::Prompt | Field::Value(_) | Field::Unknown(_) => true,
             Field::Response => port_type == PortType::Samples,
             Field::Chosen | Field::Rejected => port_type != PortType::Samples,
             Field::Origin => port_type != PortType::Prompts,
@@ -76,9 +97,10 @@ impl Field {
             (Field::Rejected, Record::Pair(pair)) => pair.rejected_ids.clone().map(Part::Tokens),
             (Field::Rejected, Record::Prompt(prompt)) => prompt.rejected_ids.clone().map(Part::Tokens),
             (Field::Origin, _) => record.identity().map(|(origin, ..)| Part::Name(origin.into())),
-            (Field::Value(name), _) => match value(record, name) {
+            (Field::Value(name), _) => match values(record).and_then(|values| values.get(name)) {
                 Some(value) if value.is_nan() => return Err(format!("{} has {self} NaN", named(record))),
-                value => value.map(|value| Part::Number(sortable(value))),
+                Some(value) => Some(Part::Number(sortable(*value))),
+                None => values(record).and_then(|values| values.text(name)).map(|text| Part::Name(text.into())),
             },
             _ => None,
         };
@@ -86,15 +108,13 @@ impl Field {
     }
 }
 
-/// A record's number by name.
-pub fn value(record: &Record, name: &str) -> Option<f64> {
-    let values = match record {
-        Record::Prompt(prompt) => &prompt.values,
-        Record::Sample(sample) => &sample.values,
-        Record::Pair(pair) => &pair.values,
-        _ => return None,
-    };
-    values.get(name).copied()
+fn values(record: &Record) -> Option<&Values> {
+    match record {
+        Record::Prompt(prompt) => Some(&prompt.values),
+        Record::Sample(sample) => Some(&sample.values),
+        Record::Pair(pair) => Some(&pair.values),
+        _ => None,
+    }
 }
 
 fn prompt(record: &Record) -> Option<&[TokenId]> {
@@ -131,7 +151,7 @@ pub enum Part {
     Row(String, u64),
     /// Token ids.
     Tokens(Vec<TokenId>),
-    /// A node's name.
+    /// A node's name, or another text.
     Name(String),
     /// See [`sortable`].
     Number(u64),
@@ -155,6 +175,16 @@ impl Fields {
         self.0.iter().filter_map(|field| field.of(record).ok()).collect()
     }
 
+    /// What is wrong with those that are no fields at all; `key` names them.
+    pub fn issues(&self, key: &str) -> Vec<ConfigIssue> {
+        match self.0.as_slice() {
+            [field] => field.issue(key).into_iter().collect(),
+            fields => {
+                (0..).zip(fields).filter_map(|(i, field): (usize, _)| field.issue(format!("{key}.{i}"))).collect()
+            }
+        }
+    }
+
     /// With the key under `with` that names them.
     pub fn named(&self, key: &'static str) -> Vec<(&'static str, Field)> {
         self.0.iter().map(|field| (key, field.clone())).collect()
@@ -163,8 +193,13 @@ impl Fields {
 
 impl<'de> Deserialize<'de> for Field {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Field::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("{EXPECTED}, found `{text}`")))
+        Ok(Field::parse(&String::deserialize(deserializer)?))
+    }
+}
+
+impl Serialize for Field {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -173,17 +208,22 @@ impl<'de> Deserialize<'de> for Fields {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Written {
-            One(String),
-            Several(Vec<String>),
+            One(Field),
+            Several(Vec<Field>),
         }
-        let texts = match Written::deserialize(deserializer)? {
-            Written::One(text) => vec![text],
-            Written::Several(texts) => texts,
-        };
-        let fields = texts.iter().map(|text| {
-            Field::parse(text).ok_or_else(|| serde::de::Error::custom(format!("{EXPECTED}, found `{text}`")))
-        });
-        fields.collect::<Result<_, _>>().map(Fields)
+        Ok(match Written::deserialize(deserializer)? {
+            Written::One(field) => Fields::one(field),
+            Written::Several(fields) => Fields(fields),
+        })
+    }
+}
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [field] => field.serialize(serializer),
+            fields => fields.serialize(serializer),
+        }
     }
 }
 
@@ -197,10 +237,10 @@ impl JsonSchema for Field {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // The text is values.NAME; reading it checks that.
+        // Validation takes any text here, and leaves it to `Field::issue` to say which are none.
         json_schema!({"anyOf": [
-            {"type": "string", "enum": ["row", "prompt", "response", "chosen", "rejected", "origin"]},
-            {"type": "string"},
+            {"type": "string", "enum": NAMES},
+            {"type": "string", "pattern": "^values\\..+"},
         ]})
     }
 }
@@ -236,7 +276,31 @@ mod tests {
         let fields: Fields = serde_yaml::from_str("[row, values.score]").unwrap();
         assert_eq!(fields, Fields(vec![Field::Row, Field::Value("score".into())]));
         assert_eq!(serde_yaml::from_str::<Fields>("prompt").unwrap(), Fields::one(Field::Prompt));
-        let error = serde_yaml::from_str::<Fields>("values.").unwrap_err().to_string();
-        assert!(error.contains("or values.NAME, found `values.`"), "{error}");
+        assert_eq!(serde_yaml::to_string(&fields).unwrap(), "- row\n- values.score\n");
+    }
+
+    #[test]
+    fn texts_are_keys_too() {
+        let mut pair = crate::testing::pair(1, &[5], &[6], None);
+        pair.values.insert_text("category".into(), "math".into());
+        let part = Field::Value("category".into()).of(&Record::Pair(pair.into()));
+        assert_eq!(part, Ok(Part::Name("math".into())));
+    }
+
+    #[test]
+    fn what_is_no_field_is_told_at_its_key() {
+        let told = |text: &str| {
+            let issues = serde_yaml::from_str::<Fields>(text).unwrap().issues("by");
+            issues.into_iter().map(|issue| (issue.key.clone(), issue.to_string())).collect::<Vec<_>>()
+        };
+        let message = |found: &str, meant: &str| {
+            let fields = "row, prompt, response, chosen, rejected, origin or values.NAME";
+            format!("expected {fields}, found `{found}` (did you mean `{meant}`?)")
+        };
+        assert_eq!(told("promt"), [("by".into(), message("promt", "prompt"))]);
+        assert_eq!(told("[row, values.]"), [("by.1".into(), message("values.", "values.NAME"))]);
+        assert_eq!(told("score"), [("by".into(), message("score", "values.score"))]);
+        assert_eq!(told("value.score"), [("by".into(), message("value.score", "values.score"))]);
+        assert_eq!(told("[row, values.score]"), []);
     }
 }

@@ -46,10 +46,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, state};
-use key::Field;
+use key::{Field, Fields, Part};
 
 /// Records that the functions given to differential dataflow were handed in this process so far: what
-/// `benches/incremental.rs` reports. Counts members of groups that were looked at again, and matches of joins.
+/// `examples/incremental.rs` prints. Counts members of groups that were looked at again, and matches of joins.
 pub use ranking::records_touched;
 
 /// The types that relational operators take.
@@ -60,6 +60,9 @@ pub const METRICS: PortSpec = PortSpec::new(
     &[PortType::Metrics],
     "NODE/size, NODE/inserted, NODE/retracted: results, and their changes",
 );
+
+/// The key under `with` of what records are compared by.
+const SCORE: &str = "score";
 
 /// One relational operator: what [`Relational`] makes a node of.
 pub trait Shape: Send + Sized + 'static {
@@ -146,7 +149,11 @@ impl<S: Shape> Relational<S> {
             let fields = S::fields(&self.config, spec.name);
             for (index, record) in (0..).zip(inputs.take(spec.name)) {
                 for (key, field) in &fields {
-                    field.of(&record).map_err(|problem| format!("{problem}, which `{key}` names"))?;
+                    let part = field.of(&record).map_err(|problem| format!("{problem}, which `{key}` names"))?;
+                    if *key == SCORE && !matches!(part, Part::Number(_)) {
+                        let name = key::named(&record);
+                        return Err(format!("{name} has a text as {field}, and `{key}` compares numbers").into());
+                    }
                 }
                 self.elements.insert(Arrival { step, port, index }, record);
             }
@@ -282,7 +289,16 @@ impl<S: Shape> Define for Relational<S> {
     type Config = S::Config;
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
-        S::check(config)
+        let mut read: BTreeMap<&str, Vec<Field>> = BTreeMap::new();
+        for (key, field) in S::INPUTS.iter().flat_map(|input| S::fields(config, input.name)) {
+            let fields = read.entry(key).or_default();
+            // Two inputs may read by one key.
+            if !fields.contains(&field) {
+                fields.push(field);
+            }
+        }
+        let unknown: Vec<ConfigIssue> = read.into_iter().flat_map(|(key, fields)| Fields(fields).issues(key)).collect();
+        if unknown.is_empty() { S::check(config) } else { unknown }
     }
 
     fn check_connections(config: &Self::Config, connections: &Connections) -> Vec<ConfigIssue> {

@@ -125,7 +125,7 @@ pub struct Recorder {
 /// A sample as `+row:response(score)`, a pair as `+row:chosen>rejected`, a retraction as `-row` or `-origin.step.position`.
 fn written(record: &Record) -> String {
     let values = |values: &sapo_flow_engine::Values| {
-        let values: Vec<String> = values.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let values: Vec<String> = values.numbers().map(|(name, value)| format!("{name}={value}")).collect();
         format!("({})", values.join(","))
     };
     match record {

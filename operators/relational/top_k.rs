@@ -4,11 +4,11 @@ use sapo_flow_engine::PortSpec;
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::relation::{Elements, Results};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::key::{Field, Fields, Part};
 use super::ranking::{Member, first};
-use super::{METRICS, RECORDS, Shape};
+use super::{METRICS, RECORDS, SCORE, Shape};
 
 /// What `top_k` takes under `with`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -29,7 +29,7 @@ pub struct Config {
 }
 
 /// Which end of a ranking is kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// The largest numbers.
@@ -75,7 +75,7 @@ often: {op: top_k, in: counts, with: {k: 100, score: values.count}}
 
     fn fields(config: &Config, _: &str) -> Vec<(&'static str, Field)> {
         let mut fields = config.by.named("by");
-        fields.push(("score", config.score.clone()));
+        fields.push((SCORE, config.score.clone()));
         fields
     }
 

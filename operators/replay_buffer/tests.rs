@@ -145,6 +145,22 @@ fn what_is_taken_back_leaves_with_its_draws() {
     assert!(notes.is_empty());
 }
 
+/// As if the retractions of a step came one after the other.
+#[test]
+fn of_several_retractions_the_first_takes_what_it_concerns() {
+    let row = || Retracted::Row { source: "data".into(), row: 4 };
+    let record = || Retracted::Record { origin: "test".into(), step: 0, position: 0 };
+    let left = |pairs: usize, because: &str| {
+        format!("{pairs} pair{} left the buffer: {because}", if pairs == 1 { "" } else { "s" })
+    };
+    let (kept, notes, retracted) = after(vec![(record(), Some("a")), (record(), Some("b")), (row(), Some("c"))]);
+    assert_eq!((kept, retracted), (vec![(5, 10)], 3));
+    assert_eq!(notes, [left(1, "a"), left(1, "b"), left(1, "c")]);
+    let (kept, notes, retracted) = after(vec![(row(), Some("a")), (row(), Some("b")), (record(), Some("c"))]);
+    assert_eq!((kept, retracted), (vec![(5, 10)], 3));
+    assert_eq!(notes, [left(2, "a"), left(0, "b"), left(1, "c")]);
+}
+
 #[test]
 fn restored_buffers_draw_alike() {
     let mut original = buffer(4, Sampling::InverseCount, 3);

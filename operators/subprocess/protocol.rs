@@ -62,7 +62,7 @@ pub fn request(id: &str, item: &Item, send: &[Field], texts: Option<&Texts>) -> 
 #[serde(deny_unknown_fields)]
 pub struct Answer {
     id: String,
-    /// Numbers to add to the record's.
+    /// Numbers and texts to add to the record's.
     #[serde(default)]
     pub values: Values,
     /// Whether the record goes.

@@ -5,8 +5,9 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`record`] | what travels on edges |
+//! | [`record`], `values` | what travels on edges |
 //! | [`operator`] | what an operator is, and the registry of them |
+//! | `issue` | what an operator has to say of its settings |
 //! | [`pipeline`] | YAML to graph: parsing, parameters, validation, diagnostics |
 //! | [`graph`] | the lowered graph, drawn as mermaid or dot |
 //! | [`relation`] | operators that are dataflow: collections in, collections out |
@@ -17,6 +18,7 @@
 pub mod docs;
 mod draw;
 pub mod graph;
+mod issue;
 pub mod operator;
 pub mod pipeline;
 pub mod plan;
@@ -25,6 +27,7 @@ pub mod record;
 pub mod relation;
 pub mod runtime;
 mod step;
+mod values;
 
 pub use graph::{Edge, Graph, Node, RunSettings};
 pub use operator::{

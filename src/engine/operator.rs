@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
 
 use crate::graph::RunSettings;
+pub use crate::issue::ConfigIssue;
 use crate::plan::{NodePlan, PlanContext};
 pub use crate::port::{Connections, PortSpec, Retractions, Source};
 use crate::record::Record;
@@ -94,22 +95,6 @@ pub struct View {
 impl View {
     /// The hidden output an operator with a view emits its changes on.
     pub const CHANGES: &'static str = "(changes)";
-}
-
-/// Something wrong with a value under `with` that its type alone cannot tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigIssue {
-    /// The key under `with`, dotted where nested.
-    pub key: String,
-    /// What was expected and what was found.
-    pub message: String,
-}
-
-impl ConfigIssue {
-    /// An issue with the value at `key`.
-    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
-        ConfigIssue { key: key.into(), message: message.into() }
-    }
 }
 
 /// What [`Define::build`] may look at.

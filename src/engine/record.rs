@@ -12,6 +12,8 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::values::Values;
+
 /// A token's index in the vocabulary.
 pub type TokenId = u32;
 
@@ -113,12 +115,9 @@ pub struct Prompt {
     pub chosen_ids: Vec<TokenId>,
     /// A worse answer from the data set, ending in EOS, where rows have one.
     pub rejected_ids: Option<Vec<TokenId>>,
-    /// Numbers of the row by name: what it brought along, and what operators have added.
+    /// Numbers and texts of the row by name: what it brought along, and what operators have added.
     pub values: Values,
 }
-
-/// Numbers that belong to a record, by name: scores, lengths, weights.
-pub type Values = BTreeMap<String, f64>;
 
 /// A response to a prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -141,7 +140,7 @@ pub struct Sample {
     pub weights_version: Option<u64>,
     /// Seed of the random stream the response was generated with; absent where no model of this run did.
     pub seed: Option<u64>,
-    /// Numbers of the sample by name: its prompt's, and what operators have added, such as a score.
+    /// Numbers and texts of the sample by name: its prompt's, and what operators have added, such as a score.
     pub values: Values,
 }
 
@@ -248,7 +247,7 @@ pub struct Pair {
     pub weights_version: Option<u64>,
     /// Seed of the random stream the response was generated with; absent for pairs from a data set.
     pub seed: Option<u64>,
-    /// Numbers of the pair by name: its prompt's or samples', and what operators have added.
+    /// Numbers and texts of the pair by name: its prompt's or samples', and what operators have added.
     pub values: Values,
 }
 

@@ -85,6 +85,33 @@ fn maps_set_numbers_texts_and_tokens() {
 }
 
 #[test]
+fn texts_of_records_can_be_filtered_on_and_set() {
+    let harness = Harness::new();
+    let given = |row: u64, category: &str, score: f64| {
+        let mut pair = pair(row, &[5], &[6, 1], None);
+        pair.values = [("score".to_owned(), score)].into();
+        pair.values.insert_text("category".into(), category.into());
+        Record::Pair(pair.into())
+    };
+    let mut filter: Filter =
+        started(&harness, "{where: 'values.category == \"math\" && values.score > 0.5 || \"good\" in values'}");
+    let records = vec![given(0, "math", 0.9), given(1, "code", 0.9), given(2, "math", 0.1)];
+    let kept = items(&step(&mut filter, 0, records).unwrap());
+    assert_eq!(kept.iter().map(Item::row).collect::<Vec<_>>(), [0]);
+    let mut map: Map = started(&harness, "{set: {category: 'values.category.to_upper()', kind: '`a` + \"b\"'}}");
+    let set = step(&mut map, 0, vec![given(0, "math", 0.9)]).unwrap();
+    let values = items(&set)[0].values().clone();
+    assert_eq!(
+        (values.text("category"), values.text("kind"), values.get("score")),
+        (Some("MATH"), Some("ab"), Some(&0.9))
+    );
+    // Whether a number or a text comes is for the data to say.
+    let mut wrong: Filter = started(&harness, "{where: values.category > 1}");
+    let error = step(&mut wrong, 0, vec![given(0, "math", 0.9)]).expect_err("a text is no number").to_string();
+    assert!(error.contains("`>` does not work on (text, number)"), "{error}");
+}
+
+#[test]
 fn a_record_that_an_expression_cannot_take_ends_the_step() {
     let harness = Harness::new();
     // Two rows are fine, then one has no score, and one would be worked on for ever.
@@ -164,20 +191,27 @@ fn scores_are_the_log_probabilities_of_the_golden_models() {
     assert!(compared >= 6);
 }
 
-/// The first complaint about a pipeline with a node `x` of this operator and these settings, after `prompts.pairs`.
-fn complaint(op: &str, input: &str, with: &str) -> String {
-    let text = format!(
+/// A pipeline with a node `x` of this operator and these settings, after `prompts.pairs`.
+fn pipeline_with(op: &str, input: &str, with: &str) -> String {
+    format!(
         "version: 1\nrun: {{steps: 1}}\nnodes:\n  prompts: {{op: prompt_source, with: {{path: a, tokenizer: m, batch_size: 1}}}}
   learner: {{op: preference_learner, in: batches, with: {{model: m, objective: orpo, learning_rate: 1.0}}}}
   batches: {{op: batcher, in: prompts.pairs, with: {{batch_size: 1, max_length: 8}}}}
   x: {{op: {op}, in: {{{input}}}, with: {with}}}\n  sink: {{op: metrics_sink, in: [learner.metrics, x.metrics]}}\n"
-    );
-    match pipeline::parse_str("p.yaml", &text, &[], &crate::registry()) {
-        Ok(_) => String::new(),
+    )
+}
+
+/// The only complaint about such a pipeline, with what it underlines.
+fn complaint(op: &str, input: &str, with: &str) -> (String, String) {
+    match pipeline::parse_str("p.yaml", &pipeline_with(op, input, with), &[], &crate::registry()) {
+        Ok(_) => Default::default(),
         Err(found) => {
             assert_eq!(found.list.len(), 1, "{found}");
             assert_eq!(found.list[0].line, 7, "{found}");
-            found.list[0].message.clone()
+            let told = &found.list[0];
+            let help = told.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+            let underlined = told.source_line.chars().skip(told.column - 1).take(told.width).collect();
+            (format!("{}{help}", told.message), underlined)
         }
     }
 }
@@ -185,7 +219,7 @@ fn complaint(op: &str, input: &str, with: &str) -> String {
 /// A list of settings and how the complaint about them begins; nothing where they are good.
 fn check(op: &str, input: &str, cases: &[(&str, &str)]) {
     for (with, expected) in cases {
-        let found = complaint(op, input, with);
+        let (found, _) = complaint(op, input, with);
         assert!(if expected.is_empty() { found.is_empty() } else { found.starts_with(expected) }, "{with}: {found}");
     }
 }
@@ -199,14 +233,33 @@ fn mistakes_in_filters_are_found_when_a_pipeline_is_read() {
         PAIRS,
         &[
             ("{where: chosen_len > 3}", ""),
-            ("{where: chosn_len > 3}", "`where`: at column 1: unknown name `chosn_len` (did you mean `chosen_len`?)"),
+            ("{where: chosn_len > 3}", "`where`: unknown name `chosn_len` (did you mean `chosen_len`?)"),
             // A name of samples, which pairs do not have.
-            ("{where: response_len > 3}", "`where`: at column 1: unknown name `response_len`"),
+            ("{where: response_len > 3}", "`where`: unknown name `response_len`"),
             ("{where: chosen_len}", "`where`: expected true or false, found the number 3"),
             ("{where: 'chosen == \"\"'}", "`tokenizer` of `x`: is needed, since `where` reads the text `chosen`"),
             ("{where: row > 1, tokenizer: m}", "`tokenizer`: would have no effect: no expression reads or sets a text"),
         ],
     );
+}
+
+#[test]
+fn mistakes_are_underlined_where_they_stand() {
+    for (with, expected) in [
+        ("{where: row > 1 && chosn_len > 3}", "chosn_len"),
+        ("{where: 'row > 1 && chosn_len > 3'}", "chosn_len"),
+        ("{where: \"source == \\\"a\\\" && chosn_len > 3\"}", "chosn_len"),
+        ("{where: row > 1 && source == 3}", "=="),
+    ] {
+        let (message, underlined) = complaint("filter", PAIRS, with);
+        assert_eq!(underlined.chars().next(), expected.chars().next(), "{with}: {message}: {underlined}");
+        assert!(!message.contains("column"), "{with}: {message}");
+    }
+    // Over several lines of the file.
+    let folded = "{where: row > 1\n      && chosn_len > 3}";
+    let found = pipeline::parse_str("p.yaml", &pipeline_with("filter", PAIRS, folded), &[], &crate::registry());
+    let found = found.err().expect("an unknown name").list.remove(0);
+    assert_eq!((found.line, found.column, found.width), (8, 10, 9), "{found}");
 }
 
 #[test]
@@ -218,9 +271,9 @@ fn mistakes_in_maps_are_found_when_a_pipeline_is_read() {
         &[
             ("{set: {}}", "`set`: expected names with expressions, found none"),
             ("{set: {row: '1'}}", "`row` follows from the record, and cannot be set"),
-            ("{set: {good: chosen_len >}}", "`set.good`: at column 13: "),
+            ("{set: {good: chosen_len >}}", "`set.good`: "),
             ("{set: {response_ids: '[1]'}}", "`set.response_ids`: Pairs have no `response`"),
-            ("{set: {prompt: \"'a'\"}}", "`set.prompt`: "),
+            ("{set: {prompt: \"3\"}}", "`set.prompt`: expected a text, found the number 3"),
             ("{set: {chosen_ids: chosen_len}}", not_ids),
         ],
     );

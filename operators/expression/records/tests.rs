@@ -1,12 +1,13 @@
 //! What expressions over records see, and what is wrong with some.
 
+use super::super::engine;
 use super::*;
 use crate::testing::{pair, tiny_tokenizer};
 use sapo_flow_engine::Segment;
 use sapo_flow_training::text::TextTokenizer;
 
 fn complaint(text: &str, kind: Kind, port_type: PortType) -> String {
-    Formula::read(&engine(), "where", text, kind, Some(port_type)).expect_err(text).message
+    Formula::read(&engine(), "where", text, kind, Some(port_type)).expect_err(text).to_string()
 }
 
 #[test]
@@ -20,15 +21,26 @@ fn mistakes_are_found_before_a_run() {
         ),
         ("response_len > 3", Kind::Truth, PortType::Pairs, "at column 1: unknown name `response_len`"),
         ("chosen_len", Kind::Truth, PortType::Pairs, "expected true or false, found the number 3"),
-        ("chosen_len > 2 && chosen", Kind::Truth, PortType::Pairs, "string (expecting bool)"),
+        ("chosen_len > 2 && chosen", Kind::Truth, PortType::Pairs, "expected true or false, found a text"),
         ("prompt * 2", Kind::Number, PortType::Prompts, "`*` does not work on"),
         ("lenn(prompt)", Kind::Number, PortType::Prompts, "at column 1: unknown function `lenn`"),
         ("values.score + prompt_ids", Kind::Number, PortType::Prompts, "`+` does not work on"),
         ("chosen_len >", Kind::Truth, PortType::Pairs, "at column 13: "),
+        ("source == 3", Kind::Truth, PortType::Pairs, "`==` does not work on (text, number)"),
+        ("chosen_len != \"3\"", Kind::Truth, PortType::Pairs, "`!=` does not work on (number, text)"),
         ("while true { }", Kind::Number, PortType::Pairs, "stopped after 1000000 operations"),
     ] {
         let found = complaint(text, kind, port_type);
         assert!(found.contains(expected), "{text}: {found}");
+    }
+    // Work that grows with data is found as well.
+    for text in [
+        "let text = \"x\"; while text.len() < 500000 { text += text; } for i in 0..200000 { \"y\" in text; } 1",
+        "let ids = chosen_ids; while ids.len() < 30000 { ids += ids; } loop { ids.sort(); }",
+        "let text = prompt; while text.len() < 60000 { text += text; } loop { words(text); }",
+    ] {
+        let found = complaint(text, Kind::Number, PortType::Pairs);
+        assert!(found.contains("stopped after"), "{text}: {found}");
     }
     // What depends on a record is not a mistake.
     for text in

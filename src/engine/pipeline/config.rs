@@ -3,8 +3,9 @@
 use serde_yaml::Value;
 
 use super::diagnostic::Report;
+use super::placed;
 use super::scaffold_text::example_settings;
-use super::schema::{Validator, blame};
+use super::schema::Validator;
 use super::wiring::Draft;
 use super::yaml::{Content, Entry, Yaml};
 use crate::operator::{ConfigIssue, OperatorSpec};
@@ -79,13 +80,7 @@ pub(crate) fn report_issues(draft: &Draft, issues: Vec<ConfigIssue>, report: &mu
         None => (&nothing, draft.op_span),
     };
     for issue in issues {
-        let last = issue.key.rsplit('.').next().unwrap_or_default();
-        match look_up(with, &issue.key) {
-            Some(yaml) if issue.message.contains(last) => blame(report, yaml, issue.message),
-            Some(yaml) => blame(report, yaml, format!("`{}`: {}", issue.key, issue.message)),
-            None if issue.key.is_empty() => report.error(key, format!("in `{}`: {}", draft.name, issue.message)),
-            None => report.error(key, format!("`{}` of `{}`: {}", issue.key, draft.name, issue.message)),
-        };
+        placed::report(&draft.name, with, key, issue, report);
     }
 }
 
@@ -97,21 +92,4 @@ pub(crate) fn contains_invalid(yaml: &Yaml) -> bool {
         Content::Mapping(entries) => entries.iter().any(|entry| contains_invalid(&entry.value)),
         Content::Scalar(_) => false,
     }
-}
-
-/// The value at a dotted key, in which numbers count the items of lists; where the end of it is missing, what is there.
-fn look_up<'a>(yaml: &'a Yaml, key: &str) -> Option<&'a Yaml> {
-    let part = |yaml: &'a Yaml, part: &str| match &yaml.content {
-        Content::Sequence(items) => items.get(part.parse::<usize>().ok()?),
-        _ => yaml.get(part).map(|entry| &entry.value),
-    };
-    let mut parts = key.split('.');
-    let mut found = part(yaml, parts.next()?)?;
-    for name in parts {
-        match part(found, name) {
-            Some(inner) => found = inner,
-            None => break,
-        }
-    }
-    Some(found)
 }

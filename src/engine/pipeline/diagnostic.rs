@@ -202,6 +202,12 @@ impl Report {
         self.sources.len() - 1
     }
 
+    /// The source of that name, added where it is not there.
+    pub fn source(&mut self, name: &str, text: &str) -> usize {
+        let there = self.sources.iter().position(|source| source.name == name);
+        there.unwrap_or_else(|| self.add_source(name, text))
+    }
+
     /// The text of a source.
     pub fn text(&self, source: usize) -> &str {
         &self.sources[source].text

@@ -9,7 +9,7 @@
 //! | `composite` | uses of composite operators to the nodes inside |
 //! | `schema` | values against the JSON Schema of an operator's config or of the `run` block |
 //! | `document` | the top level, the `run` block, the nodes |
-//! | `config` | `with` blocks |
+//! | `config`, `placed` | `with` blocks; where to show what an operator says of them |
 //! | `expand` | the flat pipeline as text |
 //! | `composite_doc`, `composite_ports` | the reference pages of composite operators, and what their ports carry |
 //! | `overrides` | values of params from outside of their block |
@@ -45,6 +45,7 @@ mod lints;
 mod order;
 mod overrides;
 mod params;
+mod placed;
 mod retractions;
 mod scaffold;
 mod scaffold_text;
