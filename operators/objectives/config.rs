@@ -153,7 +153,7 @@ fn from_file(path: &Path, given: &BTreeMap<String, Value>) -> Result<Formula, Ve
     let in_file = |issues: Vec<Issue>| -> Vec<Issue> {
         let told = |issue: Issue| match given.contains_key(&issue.key) {
             true => issue,
-            false => Issue { file: Some((path.to_owned(), issue.key)), key: "file".into(), ..issue },
+            false => Issue { file: Some(Box::new((path.to_owned(), issue.key))), key: "file".into(), ..issue },
         };
         issues.into_iter().map(told).collect()
     };

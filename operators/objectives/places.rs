@@ -5,17 +5,15 @@ use sapo_flow_engine::pipeline::{self, Diagnostics};
 /// What is said of a pipeline with this objective, whose text begins in line 12.
 fn reported(objective: &str) -> Diagnostics {
     let objective: String = objective.lines().map(|line| format!("        {line}\n")).collect();
-    let text = format!(
-        "version: 1\nrun: {{steps: 1}}\nnodes:
-  prompts: {{op: prompt_source, with: {{path: a, tokenizer: m, batch_size: 1}}}}
-  batches: {{op: batcher, in: prompts.pairs, with: {{batch_size: 1, max_length: 8}}}}
+    let text = "version: 1\nrun: {steps: 1}\nnodes:
+  prompts: {op: prompt_source, with: {path: a, tokenizer: m, batch_size: 1}}
+  batches: {op: batcher, in: prompts.pairs, with: {batch_size: 1, max_length: 8}}
   learner:
     op: preference_learner
     in: batches
     with:
-      {{}}
-"
-    );
+      {}
+";
     let text =
         text.replace("      {}\n", &format!("      model: m\n      learning_rate: 1.0\n      objective:\n{objective}"));
     let text = format!("{text}  sink: {{op: metrics_sink, in: learner.metrics}}\n");

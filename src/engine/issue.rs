@@ -15,7 +15,7 @@ pub struct ConfigIssue {
     /// Line and column, from 1, of the text at the key: where the mistake is within it.
     pub place: Option<(usize, usize)>,
     /// Where the key names a file with the mistake in it: the file, and the key there.
-    pub file: Option<(PathBuf, String)>,
+    pub file: Option<Box<(PathBuf, String)>>,
 }
 
 impl ConfigIssue {

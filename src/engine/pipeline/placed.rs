@@ -9,7 +9,7 @@ use crate::operator::ConfigIssue;
 
 /// Report an issue with a node's `with` block, whose own key is at `key`.
 pub(crate) fn report(node: &str, with: &Yaml, key: Span, issue: ConfigIssue, report: &mut Report) {
-    if let Some((path, inner)) = &issue.file
+    if let Some((path, inner)) = issue.file.as_deref()
         && in_file(path, inner, with, &issue, report)
     {
         return;
@@ -26,7 +26,7 @@ pub(crate) fn report(node: &str, with: &Yaml, key: Span, issue: ConfigIssue, rep
         (None, None) if issue.key.is_empty() => report.error(key, format!("in `{node}`: {text}")),
         (None, None) => report.error(key, format!("`{}` of `{node}`: {text}", issue.key)),
     };
-    if let Some((path, inner)) = issue.file {
+    if let Some((path, inner)) = issue.file.map(|file| *file) {
         diagnostic.note(format!("this is about `{inner}` in {}", path.display()));
     }
     if let Some(help) = issue.help {
