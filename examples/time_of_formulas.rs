@@ -90,7 +90,7 @@ fn fastest(times: u32, mut call: impl FnMut() -> anyhow::Result<()>) -> anyhow::
 /// Seconds of a step of DPO on the model, and of its losses alone.
 fn time(model: &Path, objective: Arc<dyn Objective>) -> anyhow::Result<(f64, f64)> {
     let Model { decoder, parameters, .. } = Model::load(model, device::parse("cpu")?, Kind::Float)?;
-    let compute = Compute { kind: Kind::Float };
+    let compute = Compute::new(Kind::Float);
     let mut examples = examples();
     let logps = reference_logps(&decoder, &parameters, &examples, &compute, PAIRS as usize)?;
     examples.iter_mut().zip(logps).for_each(|(example, logps)| example.reference = Some(logps));
@@ -109,6 +109,8 @@ fn time(model: &Path, objective: Arc<dyn Objective>) -> anyhow::Result<(f64, f64
         max_grad_norm: None,
         layout: LayoutKind::SharedPrefix,
         gradient_checkpointing: false,
+        release_gradients: false,
+        seed: 0,
         freeze: Vec::new(),
         compute,
     };
