@@ -77,7 +77,7 @@ fn examples() -> Vec<Example> {
 }
 
 /// Seconds of the fastest of many calls: other work on the machine only adds to it.
-fn fastest(times: u32, mut call: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+fn fastest<T, E>(times: u32, mut call: impl FnMut() -> Result<T, E>) -> Result<f64, E> {
     let mut best = f64::INFINITY;
     for _ in 0..times {
         let began = Instant::now();
@@ -100,7 +100,7 @@ fn time(model: &Path, objective: Arc<dyn Objective>) -> anyhow::Result<(f64, f64
     };
     let tensors = objective.needs().tensors.iter().zip(1..).map(|(of, n)| (*of, leaf(-10.0 * f64::from(n)))).collect();
     let pairs = PairNumbers { tensors, ..PairNumbers::default() };
-    let losses = fastest(20 * STEPS, || Ok(drop(objective.losses(&pairs)?)))?;
+    let losses = fastest(20 * STEPS, || objective.losses(&pairs))?;
     let settings = LearnerSettings {
         objective,
         optimizer: Rule::Sgd { weight_decay: 0.0 },
@@ -115,7 +115,7 @@ fn time(model: &Path, objective: Arc<dyn Objective>) -> anyhow::Result<(f64, f64
         compute,
     };
     let mut learner = Learner::new(decoder, parameters, settings)?;
-    let step = fastest(STEPS, || Ok(drop(learner.step(&examples, PAIRS as usize)?)))?;
+    let step = fastest(STEPS, || learner.step(&examples, PAIRS as usize))?;
     Ok((step, losses))
 }
 
