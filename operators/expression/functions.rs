@@ -1,4 +1,4 @@
-//! Functions of texts, lists and mappings: all there are, each of which tells the [`budget`](super::budget) what it costs.
+//! Functions of texts, lists and mappings: all there are, each of which tells the [`budget`] what it costs.
 //!
 //! Rhai's own packages are left out, as their functions take time and memory that nobody counts.
 

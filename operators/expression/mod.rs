@@ -1,7 +1,7 @@
 //! Expressions in YAML: formulas of objectives, and of operators over records.
 //!
 //! The language is Rhai's (rhai.rs) without functions of one's own, modules, `eval` and output, and with the functions of
-//! [`functions`] and [`numbers`] alone, so that an expression can do nothing but compute its value; [`budget`] bounds how
+//! [`functions`] and `numbers` alone, so that an expression can do nothing but compute its value; [`budget`] bounds how
 //! long that takes and how large it gets. Numbers behave as people who write formulas expect: `/` always divides exactly,
 //! and `log` is the natural logarithm, as in torch. A sign binds closer than a power: `-x ** 2` is `(-x) ** 2`.
 
