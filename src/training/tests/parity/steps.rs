@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, StepMetrics, reference_logps};
-use sapo_flow_training::model::{AttentionMask, Compute, Model, ModelInput};
+use sapo_flow_training::model::{AttentionMask, Compute, Kernels, Model, ModelInput};
 use sapo_flow_training::objectives::{Objective, PairTensor};
 use sapo_flow_training::optim::{Rule, Schedule, ScheduleKind, Warmup};
 use serde_json::Value;
@@ -70,7 +70,8 @@ fn assert_metric(what: &str, metrics: &StepMetrics, name: &str, expected: &Value
     golden::assert_close(&format!("{what}, {name}"), &[metrics[name]], &[expected], tolerance);
 }
 
-/// The loss and all gradient norms of one golden case, in both layouts; the metrics for more to be compared.
+/// The loss and all gradient norms of one golden case, in both layouts and with both kernels; the plainest's metrics for more
+/// to be compared.
 fn check(
     what: &str,
     directory: &Path,
@@ -78,22 +79,26 @@ fn check(
     examples: &[Example],
     expected: &Value,
 ) -> StepMetrics {
-    let padded = check_in(LayoutKind::Padded, what, directory, objective.clone(), examples, expected);
-    check_in(LayoutKind::SharedPrefix, what, directory, objective, examples, expected);
-    padded
+    let check_in = |layout: LayoutKind, kernels: Kernels| {
+        let compute = Compute { kind: Kind::Float, kernels };
+        let settings = LearnerSettings { layout, compute, ..settings(objective.clone()) };
+        check_with(settings, &format!("{what}, {layout:?}, {kernels:?}"), directory, examples, expected)
+    };
+    check_in(LayoutKind::SharedPrefix, Kernels::Fused);
+    check_in(LayoutKind::SharedPrefix, Kernels::Plain);
+    check_in(LayoutKind::Padded, Kernels::Fused);
+    check_in(LayoutKind::Padded, Kernels::Plain)
 }
 
-fn check_in(
-    layout: LayoutKind,
+fn check_with(
+    settings: LearnerSettings,
     what: &str,
     directory: &Path,
-    objective: Arc<dyn Objective>,
     examples: &[Example],
     expected: &Value,
 ) -> StepMetrics {
-    let what = &format!("{what}, {layout:?}");
     let Model { decoder, parameters, .. } = load(directory);
-    let learner = Learner::new(decoder, parameters, LearnerSettings { layout, ..settings(objective) }).unwrap();
+    let learner = Learner::new(decoder, parameters, settings).unwrap();
     let (metrics, gradients) = learner.loss_gradients(examples, examples.len()).unwrap();
     assert_metric(what, &metrics, "loss", &expected["loss"], LOSS_TOLERANCE);
     let norms = expected["grad_norms"].as_object().expect("a case has norms");
