@@ -106,16 +106,18 @@ impl Reference {
             let key = |response: &[u32]| Key::of(&pair.prompt_ids, response);
             (key(&pair.chosen_ids), pair.rejected_ids.as_deref().map(key))
         };
+        let keys: Vec<(Key, Option<Key>)> = batch.pairs.iter().map(|pair| keys(pair)).collect();
         let mut asked = HashSet::new();
         let (mut examples, mut computed) = (Vec::new(), Vec::new());
-        for pair in &batch.pairs {
-            let (chosen, rejected) = keys(pair);
+        for (pair, &(chosen, rejected)) in batch.pairs.iter().zip(&keys) {
             let mut is_new = |key: &Key| self.memo.get(*key).is_none() && asked.insert(*key);
             let new = (is_new(&chosen), rejected.filter(&mut is_new));
+            if new == (false, None) {
+                continue;
+            }
             let whole = example(pair, pair.step, None);
             match new {
-                (false, None) => continue,
-                (true, None) => examples.push(Example { rejected_ids: None, ..whole }),
+                (_, None) => examples.push(Example { rejected_ids: None, ..whole }),
                 (true, Some(_)) => examples.push(whole),
                 // Only the rejected response: it is scored like any single one.
                 (false, Some(_)) => {
@@ -132,8 +134,7 @@ impl Reference {
             }
         }
         let known = |key: Key| self.memo.get(key).ok_or("a response was not scored");
-        let all = batch.pairs.iter().map(|pair| {
-            let (chosen, rejected) = keys(pair);
+        let all = keys.into_iter().map(|(chosen, rejected)| {
             Ok(ReferenceLogps { chosen: known(chosen)?, rejected: rejected.map_or(Ok(0.0), known)? })
         });
         let all = all.collect::<Result<Vec<_>, OperatorError>>()?;

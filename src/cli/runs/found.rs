@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::cli::directory::EVALUATIONS;
 use crate::cli::lock;
 use crate::cli::manifest::{self, Ended, Ending, Manifest};
 use crate::cli::settings::{self, Settings};
@@ -15,7 +16,6 @@ use crate::cli::sweep::jobs;
 use crate::cli::sweep::queue::{Job, Queue};
 
 const METRICS: &str = "metrics.jsonl";
-const EVALUATIONS: &str = "evaluations.json";
 
 /// What became of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
