@@ -20,11 +20,11 @@ fn main() {
         build.cpp(true).std("c++17").warnings(false).cargo_warnings(false).file(format!("native/{name}"));
         build
     };
-    for header in ["guarded.h", "kernels.h"] {
+    for header in ["calls.h", "guarded.h", "kernels.h", "numbers.h"] {
         println!("cargo:rerun-if-changed=native/{header}");
     }
     let x86_64 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-    for name in ["ops.cpp", "fused.cpp"] {
+    for name in ["ops.cpp", "fused.cpp", "decode.cpp"] {
         let mut build = compiler(name);
         if x86_64 {
             build.define("SAPO_X86_64", None);
@@ -45,17 +45,19 @@ fn main() {
         ],
         false => &[("baseline", &[])],
     };
-    for (set, flags) in sets {
-        let mut build = compiler("kernels.cpp");
-        for flag in
-            ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"].iter().chain(*flags)
-        {
-            build.flag(flag);
+    for (name, table) in [("kernels", "SAPO_KERNELS"), ("decoding", "SAPO_DECODING")] {
+        for (set, flags) in sets {
+            let mut build = compiler(&format!("{name}.cpp"));
+            for flag in
+                ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"].iter().chain(*flags)
+            {
+                build.flag(flag);
+            }
+            build.opt_level(3).define(table, format!("{name}_{set}").as_str());
+            if x86_64 {
+                build.define("SAPO_X86_64", None);
+            }
+            build.compile(&format!("sapo_flow_{name}_{set}"));
         }
-        build.opt_level(3).define("SAPO_KERNELS", format!("kernels_{set}").as_str());
-        if x86_64 {
-            build.define("SAPO_X86_64", None);
-        }
-        build.compile(&format!("sapo_flow_kernels_{set}"));
     }
 }

@@ -29,7 +29,7 @@
 use tch::{Device, Kind};
 
 use crate::blocks::DEVICE_BLOCK;
-use crate::generate::{Decoding, PASS_TOKENS};
+use crate::generate::{Decoding, MOST_ROWS, PASS_TOKENS};
 use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
 use crate::model::{Compute, Decoder, Kernels, attention_kind};
 use crate::optim::Rule;
@@ -200,8 +200,8 @@ impl Footprint<'_> {
     }
 
     /// What it takes to generate so many responses: a cache for rows of so many tokens, prompts included, the weights in
-    /// the compute type where they are not in it, the weights as they are laid out for decoding on a CPU, which take the
-    /// others' place if these were copies and no prompt waits for them, and the pass over the prompts.
+    /// the compute type where they are not in it, the weights as they are laid out for many rows on a CPU, or in 8 bits,
+    /// which take the others' place if these were copies and no prompt waits for them, and the pass over the prompts.
     pub fn generating(&self, responses: u64, tokens: u64, decoding: &Decoding) -> u64 {
         let rows = decoding.rows(responses as usize) as u64;
         let config = &self.decoder.config;
@@ -210,12 +210,14 @@ impl Footprint<'_> {
         let cache = rows * tokens * layers * 2 * keys * bytes(attention_kind(self.device, self.kind));
         let logits = rows * config.vocab_size as u64 * (FLOAT + bytes(self.kind));
         let pass = (rows * tokens).min(tokens.max(PASS_TOKENS as u64));
-        let weights = match self.device == Device::Cpu && decoding.pack_weights {
-            false => self.copies(self.parameters()),
-            true => {
-                let freed = if rows == responses { self.copies(self.layer_parameters()) } else { 0 };
+        let freed = if rows == responses { self.copies(self.layer_parameters()) } else { 0 };
+        let in_place = rows <= MOST_ROWS as u64 && self.kernels == Kernels::Fused;
+        let weights = match self.device == Device::Cpu {
+            true if decoding.int8_weights => self.copies(self.parameters()) - freed + self.parameters(),
+            true if decoding.pack_weights && !in_place => {
                 self.copies(self.parameters()) - freed + self.parameters() * bytes(self.kind)
             }
+            _ => self.copies(self.parameters()),
         };
         weights + cache + self.layer(Shape::Rows { rows: 1, tokens: pass }) + logits
     }

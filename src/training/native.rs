@@ -1,6 +1,7 @@
 //! Operators of libtorch that tch does not bind, by way of `native/ops.cpp`; and single passes over memory for what it
-//! does in many on a CPU, by way of `native/fused.cpp`.
+//! does in many on a CPU, by way of `native/fused.cpp`; and decoding there, by way of `native/decode.cpp`.
 
+pub mod decode;
 pub mod fused;
 
 use std::ffi::{CStr, c_char};

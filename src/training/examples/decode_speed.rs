@@ -31,10 +31,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let model = Model::load(Path::new(directory), Device::Cpu, Kind::Float)?;
         let linear = |name: &str| name.ends_with("proj.weight") || name == model.decoder.head_name();
         let weights: usize = model.parameters.iter().filter(|(name, _)| linear(name)).map(|(_, t)| t.numel()).sum();
-        let limit = (weights * kind.elt_size_in_bytes()) as f64 / bandwidth;
         for (what, lengths) in [("equal", [200; 4]), ("unequal", [200, 150, 190, 120])] {
-            for pack_weights in [false, true] {
-                let decoding = Decoding { pack_weights, ..Decoding::default() };
+            let plain = Decoding { pack_weights: false, ..Decoding::default() };
+            let int8 = Decoding { int8_weights: true, ..Decoding::default() };
+            for (layout, decoding) in [("plain", plain), ("packed", Decoding::default()), ("int8", int8)] {
                 let time = |new_tokens: usize| -> f64 {
                     let requests: Vec<Request> = (0..rows)
                         .map(|row| Request {
@@ -48,10 +48,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     let sampling = Sampling { choice, eos_ids: vec![], compute: Compute::new(kind), decoding };
                     fastest(3, || generate(&model.decoder, &model.parameters, &requests, &sampling).map(|g| g.len()))
                 };
+                let bytes = if decoding.int8_weights { 1 } else { kind.elt_size_in_bytes() };
+                let limit = (weights * bytes) as f64 / bandwidth;
                 let (few, many) = (time(FEW), time(MANY));
                 let step = (many - few) / (MANY - FEW) as f64;
                 println!(
-                    "{kind:?}, {what} prompts, packed {pack_weights}: {MANY} tokens in {many:.3} s, {:.2} ms a step, \
+                    "{kind:?}, {what} prompts, {layout}: {MANY} tokens in {many:.3} s, {:.2} ms a step, \
                      {:.0} tokens/s, {:.0}% of the limit",
                     1e3 * step,
                     f64::from(rows) / step,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use tch::Tensor;
 
 use super::choice::{host_floats, host_ids, not_finite};
+use super::few_rows::FewRows;
 use super::on_device::Drawn;
 use super::prefill::{Prompt, prefill};
 use super::{Chosen, Generation, KvCache, PackedWeights, Request, Sampling, choose, choose_on_device, random};
@@ -23,6 +24,7 @@ pub(super) struct Batch<'a> {
     decoder: &'a Decoder,
     weights: ParameterSet,
     packed: PackedWeights,
+    few_rows: Option<FewRows>,
     requests: &'a [Request],
     sampling: &'a Sampling,
     generations: Vec<Generation>,
@@ -61,16 +63,31 @@ impl<'a> Batch<'a> {
             false => prefill(decoder, &weights, &prompts, &mut cache, &sampling.compute, decoding.share_prompts)?,
         };
         // Only now: the prompts' many tokens are best served by the plain layout.
-        let packed = match decoding.pack_weights && PackedWeights::pay(decoder, new_tokens) {
-            // Prompts will come when rows are free.
-            true if !waiting.is_empty() => {
-                PackedWeights::take_from(&mut weights.shallow_clone(), decoder, rows as i64)?
-            }
-            true => PackedWeights::take_from(&mut weights, decoder, rows as i64)?,
-            false => PackedWeights::default(),
-        };
+        // Prompts that will come when rows are free need the weights as they are.
+        let mut kept = if waiting.is_empty() { ParameterSet::default() } else { weights.shallow_clone() };
+        let (mut packed, mut few_rows) = (PackedWeights::default(), None);
+        if FewRows::serves(decoder, rows, sampling) {
+            few_rows = Some(FewRows::take_from(&mut weights, decoder, decoding.int8_weights)?);
+        } else if decoding.pack_weights && PackedWeights::pay(decoder, new_tokens) {
+            packed = PackedWeights::take_from(&mut weights, decoder, rows as i64)?;
+        }
+        if !kept.is_empty() {
+            std::mem::swap(&mut kept, &mut weights);
+        }
         let generations = vec![Generation::default(); requests.len()];
-        Ok(Batch { decoder, weights, packed, requests, sampling, generations, waiting, active, cache, hidden })
+        Ok(Batch {
+            decoder,
+            weights,
+            packed,
+            few_rows,
+            requests,
+            sampling,
+            generations,
+            waiting,
+            active,
+            cache,
+            hidden,
+        })
     }
 
     /// Generates until nothing is left to be done.
@@ -198,6 +215,9 @@ impl<'a> Batch<'a> {
 
     /// Runs one token a row, (rows, 1), through the decoder; returns the hidden states (rows, hidden_size) at them.
     fn feed(&mut self, tokens: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        if let Some(few_rows) = &self.few_rows {
+            return few_rows.feed(self.decoder, tokens, positions, &mut self.cache);
+        }
         let (ids, positions) = (tokens.shallow_clone(), positions.shallow_clone());
         let input = ModelInput { ids, positions, mask: AttentionMask::Causal };
         let compute = &self.sampling.compute;
@@ -207,7 +227,10 @@ impl<'a> Batch<'a> {
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.decoder.logits_with(&self.weights, &self.packed, hidden, &self.sampling.compute)
+        match &self.few_rows {
+            Some(few_rows) => few_rows.logits(hidden),
+            None => self.decoder.logits_with(&self.weights, &self.packed, hidden, &self.sampling.compute),
+        }
     }
 
     /// The number that decides a row's next token, or one further ahead.

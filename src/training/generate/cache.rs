@@ -172,6 +172,12 @@ impl CachePass<'_> {
         matches!(self.writes, Writes::Scattered(_))
     }
 
+    /// One layer's keys and values, (rows, capacity, key heads, head_dim), for those who put the pass's own there themselves.
+    pub(crate) fn layer(&self, layer: usize) -> [&Tensor; 2] {
+        let LayerCache { keys, values } = &self.cache.layers[layer];
+        [keys, values]
+    }
+
     /// The rotations at `positions` (batch, tokens); none where they depend on a sequence's length.
     pub(crate) fn rotation(&self, positions: &Tensor) -> Result<Option<Rotation>> {
         self.cache.rotations.as_ref().map(|rotations| rotations.select(positions)).transpose()

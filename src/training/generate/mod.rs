@@ -6,6 +6,7 @@
 mod batch;
 mod cache;
 mod choice;
+mod few_rows;
 mod on_device;
 mod packed;
 mod prefill;
@@ -18,6 +19,7 @@ use batch::Batch;
 pub(crate) use cache::CachePass;
 pub use cache::KvCache;
 pub use choice::{Choice, Chosen, choose};
+pub(crate) use few_rows::MOST_ROWS;
 pub use on_device::{Drawn, choose_on_device};
 pub use packed::PackedWeights;
 pub use prefill::PASS_TOKENS;
@@ -25,7 +27,7 @@ pub use warpers::Warpers;
 
 use crate::model::{Compute, Decoder};
 use crate::parameters::ParameterSet;
-use crate::{Error, Result};
+use crate::{Error, Result, device};
 
 /// A prompt to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ pub struct Sampling {
 }
 
 /// How the work of generation is arranged. It changes speed and memory, and results by no more than the order of
-/// floating-point sums.
+/// floating-point sums, but for `int8_weights`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoding {
     /// Most responses under way at a time: when one ends, the next request takes its place. None for all at once.
@@ -62,14 +64,24 @@ pub struct Decoding {
     /// Tokens drawn on the device before the host looks which responses have ended; 1 for drawing on the host. None for
     /// what suits the device.
     pub look_every: Option<usize>,
-    /// Whether weights may be laid out anew for decoding on a CPU, where that pays.
+    /// Whether decoding on a CPU may take a way of its own: a few rows layer by layer with activations in f32, more with the
+    /// weights laid out anew where that pays.
     pub pack_weights: bool,
+    /// Whether responses are decoded with linear layers' weights in 8 bits, on a CPU: half the reading of bfloat16, and
+    /// another, nearby model. Prompts go through the weights as they are.
+    pub int8_weights: bool,
 }
 
 impl Default for Decoding {
     /// The fastest on any device.
     fn default() -> Self {
-        Decoding { concurrent_responses: None, share_prompts: true, look_every: None, pack_weights: true }
+        Decoding {
+            concurrent_responses: None,
+            share_prompts: true,
+            look_every: None,
+            pack_weights: true,
+            int8_weights: false,
+        }
     }
 }
 
@@ -120,6 +132,10 @@ fn check(decoder: &Decoder, requests: &[Request], sampling: &Sampling) -> Result
         if number == Some(0) {
             return Err(Error::Argument(format!("{name}: expected a positive number, found 0")));
         }
+    }
+    if sampling.decoding.int8_weights && decoder.device != Device::Cpu {
+        let message = format!("int8_weights: expected a model on a CPU, found one on {}", device::name(decoder.device));
+        return Err(Error::Argument(message));
     }
     for (index, request) in requests.iter().enumerate() {
         if request.prompt_ids.is_empty() {

@@ -99,14 +99,27 @@ fn generation_by_hand() {
     // In bfloat16 the weights are there once more, and the cache stays as it is on a CPU.
     let bf16 = cache + 400 * 34_220 + 4 * 49_152 * 6;
     assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &plain), 2 * 134_515_008 + bf16);
-    // Laid out for decoding, the layers' weights take the copies' place, all but the embedding and the last norm.
-    let laid_out = Decoding::default();
-    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &laid_out), 4 * 134_515_008 + float);
+    // Few rows take the weights as they are, with fused kernels; a layer then keeps 36,908 and 24,236 bytes a position.
+    let packed = Decoding::default();
+    let fused = |kind: Kind| Footprint { kernels: Kernels::Fused, ..on_cpu(&decoder, kind) };
+    let few = cache + 400 * 36_908 + 4 * 49_152 * 8;
+    assert_eq!(fused(Kind::Float).generating(4, 100, &packed), few);
+    let few = cache + 400 * 24_236 + 4 * 49_152 * 6;
+    assert_eq!(fused(Kind::BFloat16).generating(4, 100, &packed), 2 * 134_515_008 + few);
+    // The plain way lays them out: the layers' weights take the copies' place, all but the embedding and the last norm.
+    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &packed), 4 * 134_515_008 + float);
     let kept = 2 * (49_152 * 576 + 576);
-    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &laid_out), 2 * 134_515_008 + kept + bf16);
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &packed), 2 * 134_515_008 + kept + bf16);
+    // So do those in 8 bits.
+    let int8 = Decoding { int8_weights: true, ..packed };
+    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &int8), 134_515_008 + float);
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &int8), 134_515_008 + kept + bf16);
     // Of 10 responses 4 at a time: the prompts that wait need the copies.
-    let four = Decoding { concurrent_responses: Some(4), ..laid_out };
+    let four = Decoding { concurrent_responses: Some(4), ..packed };
     assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(10, 100, &four), 4 * 134_515_008 + bf16);
+    // Many rows are laid out with fused kernels, too.
+    let [few, many] = [16, 17].map(|rows| fused(Kind::Float).generating(rows, 100, &packed));
+    assert_eq!(many - few, 4 * 134_515_008 + 100 * 30 * 2 * 192 * 4 + 49_152 * 8 + 100 * 36_908);
     // A pass over prompts holds 4096 tokens, or one longer prompt.
     let passes = |rows, tokens| {
         let rest = rows * tokens * 30 * 2 * 192 * 4 + rows * 49_152 * 8;

@@ -5,7 +5,7 @@
 
 use tch::Tensor;
 
-use super::decoder::{Compute, Decoder, EMBEDDING, LAST_NORM};
+use super::decoder::{Compute, Decoder};
 use super::layer::Pass;
 use super::mask::ModelInput;
 use crate::Result;
@@ -41,7 +41,7 @@ impl Decoder {
             let output = pass.layer(layer, &hidden, None)?;
             inputs.push(std::mem::replace(&mut hidden, output));
         }
-        let normed = pass.norm(&hidden, LAST_NORM)?.f_detach()?.f_set_requires_grad(true)?;
+        let normed = pass.norm(&hidden, Decoder::LAST_NORM)?.f_detach()?.f_set_requires_grad(true)?;
         inputs.push(hidden);
         Ok((normed, CheckpointTape { decoder: self, weights, input, compute: *compute, pass, inputs }))
     }
@@ -81,7 +81,7 @@ impl<'a> CheckpointTape<'a> {
         }
         let embedded = self.embedded()?;
         if embedded.requires_grad() {
-            let leaves = self.leaves(EMBEDDING);
+            let leaves = self.leaves(Decoder::EMBEDDING);
             let gradients = gradients_of(&embedded, &gradient, leaves.iter().map(|(_, leaf)| *leaf))?;
             take(leaves.iter().map(|(name, _)| *name).zip(gradients).collect())?;
         }
@@ -95,7 +95,7 @@ impl<'a> CheckpointTape<'a> {
         let input = input.f_set_requires_grad(true)?;
         let layer = self.inputs.len();
         let (output, prefix) = match layer == self.decoder.layers() {
-            true => (self.pass.norm(&input, LAST_NORM)?, LAST_NORM.to_owned()),
+            true => (self.pass.norm(&input, Decoder::LAST_NORM)?, Decoder::LAST_NORM.to_owned()),
             false => (self.pass.layer(layer, &input, None)?, format!("model.layers.{layer}.")),
         };
         Ok(Some((input, output, prefix)))

@@ -12,8 +12,6 @@ use crate::generate::{CachePass, PackedWeights};
 use crate::parameters::ParameterSet;
 use crate::{Error, Result};
 
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const LAST_NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
 static NOTHING_PACKED: LazyLock<PackedWeights> = LazyLock::new(PackedWeights::default);
 
@@ -61,6 +59,9 @@ impl Compute {
 }
 
 impl Decoder {
+    pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+    pub(crate) const LAST_NORM: &str = "model.norm.weight";
+
     /// A decoder of the shape that `config` says.
     pub fn new(config: ModelConfig, device: Device) -> Result<Self> {
         let rope = Rope::new(config.rope.clone())?;
@@ -73,7 +74,7 @@ impl Decoder {
         let hidden = config.hidden_size;
         let queries = config.num_attention_heads * config.head_dim;
         let keys = config.num_key_value_heads * config.head_dim;
-        let mut parameters = vec![(EMBEDDING.to_owned(), vec![config.vocab_size, hidden])];
+        let mut parameters = vec![(Self::EMBEDDING.to_owned(), vec![config.vocab_size, hidden])];
         let linear = |name: String, rows: i64, columns: i64, bias: bool| {
             let mut shapes = vec![(format!("{name}.weight"), vec![rows, columns])];
             shapes.extend(bias.then(|| (format!("{name}.bias"), vec![rows])));
@@ -96,7 +97,7 @@ impl Decoder {
             parameters.extend(linear(name("mlp.up_proj"), config.intermediate_size, hidden, config.mlp_bias));
             parameters.extend(linear(name("mlp.down_proj"), hidden, config.intermediate_size, config.mlp_bias));
         }
-        parameters.push((LAST_NORM.to_owned(), vec![hidden]));
+        parameters.push((Self::LAST_NORM.to_owned(), vec![hidden]));
         if !config.tie_word_embeddings {
             parameters.push((HEAD.to_owned(), vec![config.vocab_size, hidden]));
         }
@@ -160,12 +161,12 @@ impl Decoder {
         for layer in 0..self.layers() {
             hidden = pass.layer(layer, &hidden, cache)?;
         }
-        pass.norm(&hidden, LAST_NORM)
+        pass.norm(&hidden, Self::LAST_NORM)
     }
 
     /// Name of the head's weight, (vocab_size, hidden_size): the embedding's where they are tied.
     pub fn head_name(&self) -> &'static str {
-        if self.config.tie_word_embeddings { EMBEDDING } else { HEAD }
+        if self.config.tie_word_embeddings { Self::EMBEDDING } else { HEAD }
     }
 
     /// The head on any selection of hidden states (..., hidden_size): logits (..., vocab_size) as f32.
@@ -199,7 +200,7 @@ impl Decoder {
     }
 
     pub(super) fn embed(&self, weights: &ParameterSet, input: &ModelInput, compute: &Compute) -> Result<Tensor> {
-        Ok(Tensor::f_embedding(weights.get(EMBEDDING)?, &input.ids, -1, false, false)?.f_to_kind(compute.kind)?)
+        Ok(Tensor::f_embedding(weights.get(Self::EMBEDDING)?, &input.ids, -1, false, false)?.f_to_kind(compute.kind)?)
     }
 
     pub(super) fn pass<'a>(

@@ -195,6 +195,13 @@ pub struct Rotation {
     pub(super) sine: Tensor,
 }
 
+impl Rotation {
+    /// Cosines and sines in one piece of memory each.
+    pub(crate) fn contiguous(&self) -> Result<[Tensor; 2]> {
+        Ok([self.cosine.f_contiguous()?, self.sine.f_contiguous()?])
+    }
+}
+
 impl Rope {
     /// Computes the frequencies of `config`.
     pub fn new(config: RopeConfig) -> Result<Self> {

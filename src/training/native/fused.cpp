@@ -3,17 +3,14 @@
 //
 // Tensors cross as in ops.cpp. Gradients do not depend on the number of threads: rows are divided in pieces of fixed size.
 
-#include <ATen/TensorIterator.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <algorithm>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "calls.h"
 #include "guarded.h"
-#include "kernels.h"
 
 namespace {
 
@@ -22,59 +19,20 @@ using torch::autograd::variable_list;
 
 const Kernels& kernels() {
 #if defined(SAPO_X86_64)
-    static const Kernels& best = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")
-                                     ? kernels_avx512
-                                 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? kernels_avx2
-                                                                                                   : kernels_baseline;
-    return best;
+    static const Kernels& chosen = best(kernels_baseline, kernels_avx2, kernels_avx512);
+    return chosen;
 #else
     return kernels_baseline;
 #endif
 }
 
-// The kernels for a kind of number, and a tensor's memory as that.
+// The kernels for a kind of number.
 template <typename T>
 const Elementwise<T>& of_kind();
 template <>
 const Elementwise<float>& of_kind() { return kernels().float32; }
 template <>
 const Elementwise<Bf16>& of_kind() { return kernels().bfloat16; }
-
-template <typename T>
-T* data(const at::Tensor& tensor) { return static_cast<T*>(tensor.data_ptr()); }
-
-// Calls `work` with a value of the tensor's kind of number.
-template <typename F>
-void by_kind(const at::Tensor& tensor, F work) {
-    TORCH_CHECK(tensor.device().is_cpu(), "expected a tensor on the CPU, found one on ", tensor.device());
-    switch (tensor.scalar_type()) {
-        case at::kFloat: return work(float{});
-        case at::kBFloat16: return work(Bf16{});
-        default: TORCH_CHECK(false, "expected float32 or bfloat16, found ", tensor.scalar_type());
-    }
-}
-
-// Calls `work(begin, end)` for pieces of 0..count on libtorch's own threads. TensorIterator is the way to those that needs no
-// OpenMP here: at::parallel_for is a header.
-template <typename F>
-void in_parallel(int64_t count, int64_t piece, F work) {
-    const int64_t pieces = (count + piece - 1) / piece;
-    if (pieces <= 1) return work(int64_t{0}, count);
-    auto numbers = at::arange(pieces, at::kLong);
-    auto iterator = at::TensorIterator::nullary_op(numbers);
-    iterator.for_each(
-        [&](char** pointers, const int64_t* strides, int64_t size) {
-            for (int64_t i = 0; i < size; ++i) {
-                const int64_t number = *reinterpret_cast<int64_t*>(pointers[0] + i * strides[0]);
-                work(number * piece, std::min(count, (number + 1) * piece));
-            }
-        },
-        /*grain_size=*/1);
-}
-
-// Rows in a piece: enough work to be worth a thread's while.
-int64_t rows_in_piece(int64_t width) { return std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, width)); }
 
 struct Norm : torch::autograd::Function<Norm> {
     static at::Tensor forward(AutogradContext* context, const at::Tensor& any_input, const at::Tensor& weight, double eps) {

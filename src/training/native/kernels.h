@@ -42,9 +42,49 @@ struct Kernels {
     Elementwise<Bf16> bfloat16;
 };
 
+// output (rows, outputs) = input (rows, width) times a weight's rows (outputs, width), each of these times its scale if
+// there are scales, plus bias (outputs,) if there is one; or that is added to the output.
+template <typename W>
+struct Product {
+    const float* input;
+    const W* weight;
+    const float* scales;
+    const float* bias;
+    float* output;
+    int64_t rows, width;
+    // From one row of the output to the next.
+    int64_t stride;
+    bool adds;
+};
+
+// The queries of some heads at one token, (heads, width), and the keys and values that they have in common: the first of
+// each, numbers from one to the next, and how many.
+struct Attention {
+    const float* queries;
+    const float* keys;
+    const float* values;
+    int64_t heads, width, stride, count;
+    float* output;  // (heads, width)
+    float* scores;  // memory for `count` numbers
+};
+
+// What decodes, native/decoding.cpp: outputs begin..end of products; scaled dot-product attention; and a weight in 8 bits
+// with a scale for each row, which is about output * scale: the largest number of a row becomes 127 or -127.
+struct Decoding {
+    void (*float32)(const Product<float>& product, int64_t begin, int64_t end);
+    void (*bfloat16)(const Product<Bf16>& product, int64_t begin, int64_t end);
+    void (*int8)(const Product<int8_t>& product, int64_t begin, int64_t end);
+    void (*attend)(const Attention& attention);
+    void (*quantize_float32)(const float* weight, int8_t* output, float* scales, int64_t rows, int64_t width);
+    void (*quantize_bfloat16)(const Bf16* weight, int8_t* output, float* scales, int64_t rows, int64_t width);
+};
+
 // One for each compilation.
 extern const Kernels kernels_baseline;
+extern const Decoding decoding_baseline;
 #if defined(SAPO_X86_64)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Decoding decoding_avx2;
+extern const Decoding decoding_avx512;
 #endif

@@ -1,7 +1,7 @@
 //! Generation by the golden models.
 
 use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, Warpers, generate};
-use sapo_flow_training::model::{Compute, Model};
+use sapo_flow_training::model::{Compute, Decoder, Model};
 use tch::{Device, Kind};
 
 use crate::golden;
@@ -37,7 +37,7 @@ fn run_by(model: &Model, requests: &[Request], choice: Choice, eos_ids: &[u32], 
 
 /// The plain way, and every way to be faster.
 fn ways() -> Vec<Decoding> {
-    let plain = Decoding { concurrent_responses: None, share_prompts: false, look_every: Some(1), pack_weights: false };
+    let plain = Decoding { share_prompts: false, look_every: Some(1), pack_weights: false, ..Decoding::default() };
     let mut ways = vec![plain, Decoding { share_prompts: true, ..plain }, Decoding { pack_weights: true, ..plain }];
     for (look_every, concurrent_responses) in
         [(1, Some(1)), (1, Some(2)), (1, None), (5, Some(2)), (2, None), (100, Some(1)), (100, None)]
@@ -204,4 +204,43 @@ fn requests_that_cannot_be_continued_are_errors() {
     assert!(message.starts_with("request 0: token 4294967295 is not in the vocabulary of "), "{message}");
     let cold = Warpers { temperature: -1.0, ..WARPERS };
     assert!(error(fine, Choice::Sample(cold)).starts_with("temperature: "));
+}
+
+/// Weights in bfloat16 with activations in float32, and in 8 bits, are other models than float32's, but near: the tokens that
+/// they draw alike have about the same log-probabilities, and most are alike.
+#[test]
+fn fewer_bits_are_near() {
+    let near = |compute: Compute, decoding: Decoding, tolerance: f32| {
+        let (mut alike, mut all) = (0, 0);
+        for (model, prompts, _) in cases() {
+            let requests = requests(&prompts, 12);
+            let exact = run(&model, &requests, Choice::Greedy, &[]);
+            let sampling = Sampling { choice: Choice::Greedy, eos_ids: vec![], compute, decoding };
+            let found = generate(&model.decoder, &model.parameters, &requests, &sampling).unwrap();
+            for (exact, found) in exact.iter().zip(&found) {
+                assert_ne!(exact.logps, found.logps, "{decoding:?} does something");
+                let same = exact.tokens.iter().zip(&found.tokens).take_while(|(exact, found)| exact == found).count();
+                for (exact, found) in exact.logps.iter().zip(&found.logps).take(same) {
+                    assert!((exact - found).abs() < tolerance, "{decoding:?}: {exact} {found}");
+                }
+                (alike, all) = (alike + same, all + exact.tokens.len());
+            }
+        }
+        assert!(alike * 2 > all, "{decoding:?}: {alike} of {all}");
+    };
+    let int8 = Decoding { int8_weights: true, ..Decoding::default() };
+    near(Compute::new(Kind::BFloat16), Decoding::default(), 0.1);
+    near(F32, int8, 0.1);
+    near(Compute::new(Kind::BFloat16), int8, 0.1);
+    near(F32, Decoding { pack_weights: false, concurrent_responses: Some(1), ..int8 }, 0.1);
+}
+
+#[test]
+fn eight_bits_are_for_cpus() {
+    let (model, prompts, _) = cases().next().unwrap();
+    let decoder = Decoder::new(model.decoder.config.clone(), Device::Cuda(0)).unwrap();
+    let decoding = Decoding { int8_weights: true, ..Decoding::default() };
+    let sampling = Sampling { choice: Choice::Greedy, eos_ids: vec![], compute: F32, decoding };
+    let error = generate(&decoder, &model.parameters, &requests(&prompts, 1), &sampling).unwrap_err();
+    assert!(error.to_string().contains("int8_weights: expected a model on a CPU, found one on cuda:0"), "{error}");
 }
