@@ -82,6 +82,18 @@ impl PlannedModel {
         Ok(Some((model.with_weights(arrives.dtype.unwrap_or(Dtype::Float32)), arrives)))
     }
 
+    /// The model whose weights arrive at input `weights` to be averaged, where the average is to be kept: on the device
+    /// given, or theirs. What arrives is told as being there.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load).
+    pub fn averaged(context: &PlanContext, on: Option<&str>) -> Result<Option<(Self, Emits)>, OperatorError> {
+        let Some((model, arrives)) = PlannedModel::arriving(context, "weights")? else { return Ok(None) };
+        let (Some(name), Some(directory)) = (on, &arrives.model) else { return Ok(Some((model, arrives))) };
+        let model = PlannedModel::load(directory, Some(name), context.run)?;
+        Ok(Some((model, Emits { device: Some(device::name(device::parse(name)?)), ..arrives })))
+    }
+
     /// What it takes in bytes.
     pub fn footprint(&self) -> Footprint<'_> {
         let Compute { kind: of_products, kernels } = self.compute;

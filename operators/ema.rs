@@ -4,12 +4,11 @@
 //! TR-DPO's reference (arXiv 2404.09656), and with decay 0 the last iteration's model of SPIN and SPPO.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
-use sapo_flow_engine::record::{PortType, Record, Weights};
+use sapo_flow_engine::record::{PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::parameters::ParameterSet;
 use sapo_flow_training::{device, ema};
@@ -19,7 +18,7 @@ use tch::{Device, Kind};
 
 use crate::compute::{PlannedModel, device_issue, kind};
 use crate::draws::Draws;
-use crate::weights::{SharedWeights, Versions, shared};
+use crate::weights::{SharedWeights, Versions, shared_on};
 
 /// What `ema` takes under `with`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -57,15 +56,6 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// The policy's weights where the average is.
-    fn policy(&self, weights: &Weights) -> Result<Arc<SharedWeights>, OperatorError> {
-        let policy = shared(weights)?;
-        match self.device.filter(|device| *device != policy.decoder.device) {
-            Some(device) => Ok(Arc::new(policy.on(device)?)),
-            None => Ok(policy),
-        }
-    }
-
     /// Whether this version of the policy is one to take in. At a step without an update the average stays as it is: a
     /// version always names the same weights.
     fn is_due(&self, policy: u64, averaged: u64) -> bool {
@@ -99,7 +89,7 @@ impl Operator for Ema {
     fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         device::set_threads(self.threads);
         let weights = inputs.weights("weights").ok_or("no weights to average: `weights` must come from a learner")?;
-        let policy = self.policy(&weights)?;
+        let policy = shared_on(&weights, self.device)?;
         match self.restore_from.take() {
             Some(directory) => self.versions.restore(&directory, &policy)?,
             None => self.versions.push(SharedWeights {
@@ -118,7 +108,7 @@ impl Operator for Ema {
         let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
         let averaged = self.versions.newest().ok_or("stepped before its start")?.version;
         if self.is_due(weights.version, averaged) {
-            let policy = self.policy(&weights)?;
+            let policy = shared_on(&weights, self.device)?;
             self.update(&policy)?;
         }
         let mut outputs = Outputs::new();
@@ -184,13 +174,9 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
     }
 
     fn plan(config: &Self::Config, context: &PlanContext) -> Result<NodePlan, OperatorError> {
-        let Some((mut model, mut arrives)) = PlannedModel::arriving(context, "weights")? else {
+        let Some((model, arrives)) = PlannedModel::averaged(context, config.device.as_deref())? else {
             return Ok(NodePlan::default());
         };
-        if let (Some(device), Some(directory)) = (&config.device, &arrives.model) {
-            model = PlannedModel::load(directory, Some(device), context.run)?;
-            arrives.device = Some(device::name(device::parse(device)?));
-        }
         let model = model.with_weights(config.dtype);
         let emits = Emits { dtype: Some(config.dtype), ..arrives.clone() };
         let versions = context.retained_versions;

@@ -12,7 +12,7 @@
 //! | [`relational`] | collections of records, maintained by differential dataflow |
 //! | [`preference_learner`], [`learner_config`], `failed_update` | updates of the policy, and what is kept of one that failed |
 //! | [`objectives`] | what learners minimise, as formulas |
-//! | [`ema`], [`weights`] | averaged weights; weights shared between operators |
+//! | [`ema`], [`bema`], [`weights`] | averaged weights; weights shared between operators |
 //! | [`evaluator`], `sums` | held-out rows |
 //! | [`expression`] | formulas written in YAML, within limits |
 //! | [`map`], [`filter`], [`score`], [`scorer`] | expressions over records; log-probabilities for them |
@@ -26,6 +26,7 @@
 //! | [`log_file`], [`state`] | files that are cut back to a checkpoint when a run resumes; what a checkpoint holds |
 
 pub mod batcher;
+pub mod bema;
 pub mod checkpoint;
 pub mod child;
 mod compute;
@@ -96,6 +97,7 @@ pub fn registry() -> Registry {
         OperatorSpec::of::<reference::Reference>(),
         OperatorSpec::of::<preference_learner::PreferenceLearner>(),
         OperatorSpec::of::<ema::Ema>(),
+        OperatorSpec::of::<bema::Bema>(),
         OperatorSpec::of::<evaluator::Evaluator>(),
         OperatorSpec::of::<map::Map>(),
         OperatorSpec::of::<filter::Filter>(),

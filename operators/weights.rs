@@ -52,6 +52,18 @@ pub fn shared(weights: &Weights) -> Result<Arc<SharedWeights>, OperatorError> {
     handle.downcast().map_err(|_| format!("{weights:?} does not hold a model's tensors").into())
 }
 
+/// The tensors a record points at, on a device where one is given; where they are there already, no tensor is copied.
+///
+/// # Errors
+/// Those of [`shared`], and when the device has no room.
+pub fn shared_on(weights: &Weights, device: Option<Device>) -> Result<Arc<SharedWeights>, OperatorError> {
+    let shared = shared(weights)?;
+    match device.filter(|device| *device != shared.decoder.device) {
+        Some(device) => Ok(Arc::new(shared.on(device)?)),
+        None => Ok(shared),
+    }
+}
+
 /// The versions of one model that may still be read: the newest, and as many older ones as feedback edges delay.
 pub struct Versions {
     model: String,

@@ -98,7 +98,7 @@ fn what_the_table_names_is_there_and_valid() {
     }
     assert!(checked >= 30, "{checked}");
     // Every objective that comes along is in the table, or the default of a pipeline in it.
-    let defaults = ["dpo", "orpo", "cpo", "simpo", "kto_pair", "sft"];
+    let defaults = ["dpo", "orpo", "cpo", "tpo", "simpo", "kto_pair", "sft"];
     let words: BTreeSet<&str> = objectives.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
     for name in sapo_flow_operators::objectives::built_in::names() {
         assert!(words.contains(name) || defaults.contains(&name), "{name} is not in the table");

@@ -3,7 +3,7 @@
 use super::definition::Definition;
 
 /// Name and text of every definition; the first ones are no objectives, but what others use.
-const FILES: [(&str, &str); 30] = [
+const FILES: [(&str, &str); 31] = [
     ("log_ratios", include_str!("log_ratios.yaml")),
     ("log_probabilities", include_str!("log_probabilities.yaml")),
     ("orpo", include_str!("orpo.yaml")),
@@ -31,6 +31,7 @@ const FILES: [(&str, &str); 30] = [
     ("cpo_ipo", include_str!("cpo_ipo.yaml")),
     ("simpo", include_str!("simpo.yaml")),
     ("alphapo", include_str!("alphapo.yaml")),
+    ("tpo", include_str!("tpo.yaml")),
     ("sft", include_str!("sft.yaml")),
     ("wpo", include_str!("wpo.yaml")),
     ("ld_dpo", include_str!("ld_dpo.yaml")),

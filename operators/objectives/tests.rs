@@ -148,6 +148,52 @@ fn losses_of_marked_answers_and_of_xpo_are_those_of_trl() {
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), [("apo_zero_unpaired", 2), ("bco", 6), ("kto", 2), ("xpo", 2)]);
 }
 
+/// What tests/trl/tpo.py had TRL's TPOTrainer compute; pairs come first, then as many gold answers.
+#[test]
+fn losses_of_triples_are_those_of_trl() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/trl/tpo.json");
+    let cases: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!(cases.len(), 5);
+    for case in &cases {
+        let mut params = case["params"].clone();
+        params["name"] = "tpo".into();
+        let objective = compile(&params.to_string());
+        let of = |kind: &str, part: &str| floats(&case[kind][part]);
+        // The rejected responses of gold answers are not looked at.
+        let chosen = |kind: &str| [of(kind, "chosen"), of(kind, "gold")].concat();
+        let rejected = |kind: &str, gold: f64| [of(kind, "rejected"), vec![gold; 3]].concat();
+        let per_token = |sums: &[f64], lengths: &[f64]| sums.iter().zip(lengths).map(|(sum, n)| sum / n).collect();
+        let (chosen_logps, rejected_logps) = (chosen("logps"), rejected("logps", -7.0));
+        let (chosen_len, rejected_len) = (chosen("lengths"), rejected("lengths", 2.0));
+        let averages = [per_token(&chosen_logps, &chosen_len), per_token(&rejected_logps, &rejected_len)];
+        let [chosen_average, rejected_average]: [Vec<f64>; 2] = averages;
+        let mut pairs = pairs(&[
+            ("chosen_logps", chosen_logps),
+            ("rejected_logps", rejected_logps),
+            ("chosen_avg_logps", chosen_average),
+            ("rejected_avg_logps", rejected_average),
+            ("chosen_len", chosen_len.clone()),
+            ("rejected_len", rejected_len.clone()),
+        ]);
+        pairs.numbers.insert("values.gold".into(), Tensor::from_slice(&[0f64, 0.0, 0.0, 1.0, 1.0, 1.0]));
+        let loss = objective.losses(&pairs).unwrap().losses.mean(Kind::Double);
+        assert_close("loss", &[loss.double_value(&[])], &[case["loss"].as_f64().unwrap()], 1e-9);
+        loss.backward();
+        // Where the loss reads logps per token, they are leaves of their own here, and no functions of the sums.
+        let gradient = |sums: &str, averages: &str, lengths: &[f64]| -> Vec<f64> {
+            let of = |name: &str| match pairs.tensors[&tensor(name)].grad() {
+                gradient if gradient.defined() => numbers(&gradient),
+                _ => vec![0.0; 6],
+            };
+            of(sums).iter().zip(of(averages)).zip(lengths).map(|((sum, average), n)| sum + average / n).collect()
+        };
+        let of_chosen = gradient("chosen_logps", "chosen_avg_logps", &chosen_len);
+        let of_rejected = gradient("rejected_logps", "rejected_avg_logps", &rejected_len);
+        assert_close("gradient of chosen", &of_chosen, &chosen("grads"), 1e-9);
+        assert_close("gradient of rejected", &of_rejected, &rejected("grads", 0.0), 1e-9);
+    }
+}
+
 #[test]
 fn every_objective_compiles_and_has_finite_losses() {
     for name in built_in::names() {

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of dataflow and never reads a pipeline: the operators crate joins the two.
 
+pub mod bema;
 mod blocks;
 pub mod device;
 pub mod ema;

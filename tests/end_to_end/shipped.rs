@@ -14,7 +14,7 @@ fn small_machine(pipeline: &str) -> Vec<&str> {
 }
 
 /// The algorithms that there are.
-const SHIPPED: [&str; 13] = [
+const SHIPPED: [&str; 14] = [
     "cpo",
     "dpo",
     "kto",
@@ -28,6 +28,7 @@ const SHIPPED: [&str; 13] = [
     "simpo",
     "spin",
     "sppo",
+    "tpo",
 ];
 
 #[test]
