@@ -32,6 +32,8 @@ CHECKOUT = os.path.dirname(HERE)
 PEER, LIMITS, SMALL_MODEL = (os.path.join(HERE, name) for name in ("peer_sapo.py", "limits.py", "small_model.py"))
 WORK = os.path.join(CHECKOUT, "runs", "bench")
 DATA = os.path.join(WORK, "chat.jsonl")
+RESULTS = os.path.join(WORK, "results.json")
+BOUNDS = os.path.join(HERE, "bounds.md")
 MODELS = {
     "smollm2": os.path.join(CHECKOUT, "models", "smollm2-135m-instruct"),
     "3m": os.path.join(WORK, "model-3m"),
@@ -221,8 +223,17 @@ def measure(options, python):
             ours, peer = (statistics.median(runs[side][-1]["step"]) for side in ("ours", "peer"))
             say(f"{case}, pair {pair + 1}: {ours:.2f} s, peer {peer:.2f} s, ratio {peer / ours:.2f}")
             # At once, so that nothing is lost when the rest is cut short.
-            with open(options.output, "w", encoding="utf-8") as file:
-                file.write(report(results))
+            with open(RESULTS, "w", encoding="utf-8") as file:
+                json.dump(results, file)
+            write_report(results, options.output)
+
+
+def write_report(results, path):
+    """What was measured, and what bounds it, which people have found out with profiles."""
+    with open(BOUNDS, encoding="utf-8") as file:
+        bounds = file.read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(report(results) + "\n" + bounds)
 
 
 def versions(python, options):
@@ -257,8 +268,12 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help="steps measured in each run, after the first")
     parser.add_argument("--minutes", type=float, help="start no pair that would end later than that")
     parser.add_argument("--cores", type=int, default=2, help="cores, and threads, of each side")
+    parser.add_argument("--report", action="store_true", help="measure nothing: write what was measured last anew")
     parser.add_argument("--output", default=os.path.join(CHECKOUT, "BENCHMARKS.md"))
     options = parser.parse_args()
+    if options.report:
+        with open(RESULTS, encoding="utf-8") as file:
+            return write_report(json.load(file), options.output)
     options.case = options.case or CASES
     options.sapo_flow = os.path.abspath(options.sapo_flow)
     if not os.path.exists(os.path.join(MODELS["smollm2"], "config.json")) or not os.path.exists(options.sapo_flow):
