@@ -78,7 +78,8 @@ impl Value {
             .or_else(|| value.as_bool().ok().map(|truth| if truth { 1.0 } else { 0.0 }))
             .ok_or_else(|| format!("expected a tensor or a number, found {}", with_article(value.type_name())))?;
         let own = self.tensor();
-        let tensor = torch(Tensor::from(number).f_to_device(own.device()).and_then(|t| t.f_to_kind(own.kind())))?;
+        // Filled where it is needed: a copy from the host would wait for the device.
+        let tensor = torch(Tensor::f_full([0i64; 0], number, (own.kind(), own.device())))?;
         Ok(Value::new(tensor, false))
     }
 

@@ -3,7 +3,8 @@
 use std::ffi::CStr;
 use std::sync::OnceLock;
 
-use tch::{Cuda, Device};
+use tch::kind::Element;
+use tch::{Cuda, Device, Tensor};
 
 use crate::{Error, Result};
 
@@ -53,6 +54,21 @@ pub fn name(device: Device) -> String {
         Device::Cuda(index) => format!("cuda:{index}"),
         Device::Cpu => "cpu".to_owned(),
         other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// Numbers as a tensor of one dimension on a device. On their way to a GPU they pass through pinned memory, so that the host
+/// does not wait for all that the GPU still has to do; what is done with them there comes after.
+///
+/// # Errors
+/// When the device has no room for them.
+pub fn upload<T: Element>(numbers: &[T], device: Device) -> Result<Tensor> {
+    let tensor = Tensor::f_from_slice(numbers)?;
+    match device {
+        Device::Cpu => Ok(tensor),
+        // libtorch keeps pinned memory until copies from it are done.
+        Device::Cuda(_) => Ok(tensor.f_pin_memory(device)?.f_to_device_(device, tensor.kind(), true, false)?),
+        other => Ok(tensor.f_to_device(other)?),
     }
 }
 

@@ -12,6 +12,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::device::upload;
 use crate::generate::random::{derive, philox4x32};
 
 /// Elements that share a row's bits.
@@ -34,7 +35,7 @@ impl Rounding {
         let key = [key as u32, (key >> 32) as u32];
         let bits: Vec<i32> =
             (0..ROW as u32 / 4).flat_map(|block| philox4x32([block, 0, 0, 0], key)).map(|bits| bits as i32).collect();
-        Ok(Rounding { seed, columns: Tensor::f_from_slice(&bits)?.f_to_device(device)? })
+        Ok(Rounding { seed, columns: upload(&bits, device)? })
     }
 
     /// `values`, f32, as bfloat16: elements `first`, `first + 1`, ... of the flattened tensor number `tensor`.
@@ -46,7 +47,7 @@ impl Rounding {
         let random = match rows[..] {
             [row] => self.columns.f_narrow(0, first % ROW, count)?.f_bitwise_xor(i64::from(row))?,
             _ => {
-                let rows = Tensor::f_from_slice(&rows)?.f_to_device(values.device())?.f_unsqueeze(1)?;
+                let rows = upload(&rows, values.device())?.f_unsqueeze(1)?;
                 // (rows, ROW) -> (count,)
                 rows.f_bitwise_xor_tensor(&self.columns)?.f_view([-1])?.f_narrow(0, first % ROW, count)?
             }

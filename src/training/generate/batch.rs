@@ -10,6 +10,7 @@ use super::on_device::Drawn;
 use super::prefill::{Prompt, prefill};
 use super::{Chosen, Generation, KvCache, PackedWeights, Request, Sampling, choose, choose_on_device, random};
 use crate::Result;
+use crate::device::upload;
 use crate::model::{AttentionMask, Decoder, ModelInput};
 use crate::parameters::ParameterSet;
 
@@ -62,18 +63,18 @@ impl<'a> Batch<'a> {
             true => Tensor::new(),
             false => prefill(decoder, &weights, &prompts, &mut cache, &sampling.compute, decoding.share_prompts)?,
         };
-        // Only now: the prompts' many tokens are best served by the plain layout.
-        // Prompts that will come when rows are free need the weights as they are.
-        let mut kept = if waiting.is_empty() { ParameterSet::default() } else { weights.shallow_clone() };
-        let (mut packed, mut few_rows) = (PackedWeights::default(), None);
-        if FewRows::serves(decoder, rows, sampling) {
-            few_rows = Some(FewRows::take_from(&mut weights, decoder, decoding.int8_weights)?);
-        } else if decoding.pack_weights && PackedWeights::pay(decoder, new_tokens) {
-            packed = PackedWeights::take_from(&mut weights, decoder, rows as i64)?;
-        }
-        if !kept.is_empty() {
-            std::mem::swap(&mut kept, &mut weights);
-        }
+        // Only now: the prompts' many tokens are best served by the plain layout. Prompts that will come when rows are free
+        // need it again.
+        let kept = (!waiting.is_empty()).then(|| weights.shallow_clone());
+        let few_rows = match FewRows::serves(decoder, rows, sampling) {
+            true => Some(FewRows::take_from(&mut weights, decoder, decoding.int8_weights)?),
+            false => None,
+        };
+        let packed = match few_rows.is_none() && decoding.pack_weights && PackedWeights::pay(decoder, new_tokens) {
+            true => PackedWeights::take_from(&mut weights, decoder, rows as i64)?,
+            false => PackedWeights::default(),
+        };
+        let weights = kept.unwrap_or(weights);
         let generations = vec![Generation::default(); requests.len()];
         Ok(Batch {
             decoder,
@@ -138,8 +139,7 @@ impl<'a> Batch<'a> {
             .flat_map(|ahead| (0..rows).map(move |row| (row, ahead)))
             .map(|(row, ahead)| self.draw(row, ahead))
             .collect();
-        let draws = Tensor::f_from_slice(&draws)?.f_view([tokens as i64, rows as i64])?;
-        let draws = draws.f_to_device(self.decoder.device)?;
+        let draws = upload(&draws, self.decoder.device)?.f_view([tokens as i64, rows as i64])?;
         let mut positions = self.positions()?;
         let mut hidden = self.hidden.shallow_clone();
         let mut drawn: Vec<Drawn> = Vec::with_capacity(tokens);
@@ -250,7 +250,7 @@ impl<'a> Batch<'a> {
     }
 
     fn column(&self, values: &[i64]) -> Result<Tensor> {
-        Ok(Tensor::f_from_slice(values)?.f_to_device(self.decoder.device)?.f_unsqueeze(1)?)
+        Ok(upload(values, self.decoder.device)?.f_unsqueeze(1)?)
     }
 }
 

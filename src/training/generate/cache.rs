@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::device::upload;
 use crate::model::Decoder;
 use crate::model::rope::Rotation;
 use crate::{Error, Result};
@@ -125,8 +126,8 @@ impl KvCache {
             sources.extend(from..from + tokens);
             slots.extend((0..tokens).map(|slot| row as i64 * self.capacity + slot));
         }
-        let upload = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_to_device(self.device);
-        let writes = Writes::Filling { sources: upload(&sources)?, slots: upload(&slots)? };
+        let (sources, slots) = (upload(&sources, self.device)?, upload(&slots, self.device)?);
+        let writes = Writes::Filling { sources, slots };
         Ok(CachePass { cache: self, writes, keys: 0 })
     }
 

@@ -9,6 +9,7 @@ use tch::Tensor;
 use super::PackedWeights;
 use super::cache::{KvCache, Placement};
 use crate::Result;
+use crate::device::upload;
 use crate::model::{AttentionMask, Compute, Decoder, ModelInput, SharedPrefix};
 use crate::parameters::ParameterSet;
 
@@ -55,9 +56,7 @@ pub(super) fn prefill(
         }
         let ids: Vec<i64> = computed.iter().flat_map(|&c| prompts[c].ids.iter().map(|&id| i64::from(id))).collect();
         let positions: Vec<i64> = computed.iter().flat_map(|carrier| 0..tokens_of(carrier)).collect();
-        let row = |values: &[i64]| -> Result<Tensor> {
-            Ok(Tensor::f_from_slice(values)?.f_to_device(decoder.device)?.f_unsqueeze(0)?)
-        };
+        let row = |values: &[i64]| -> Result<Tensor> { Ok(upload(values, decoder.device)?.f_unsqueeze(0)?) };
         let alone = |tokens: i64| SharedPrefix { shared: tokens, first: tokens, second: 0 };
         let mask = AttentionMask::Pairs(computed.iter().map(|carrier| alone(tokens_of(carrier))).collect());
         let input = ModelInput { ids: row(&ids)?, positions: row(&positions)?, mask };
@@ -68,7 +67,7 @@ pub(super) fn prefill(
     }
     let mut places = vec![0; order.len()];
     (0..).zip(&order).for_each(|(place, &index)| places[index as usize] = place);
-    let places: Tensor = Tensor::f_from_slice::<i64>(&places)?.f_to_device(decoder.device)?;
+    let places = upload::<i64>(&places, decoder.device)?;
     Ok(Tensor::f_cat(&states, 0)?.f_index_select(0, &places)?)
 }
 

@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::example::Sequence;
 use crate::Result;
+use crate::device::upload;
 use crate::model::{AttentionMask, Compute, Decoder, ModelInput, SharedPrefix};
 
 /// Sequences laid out for one forward pass. "Rows" are predictions: a hidden state, and the token that comes next.
@@ -127,17 +128,17 @@ impl Predictions {
                 }
             }
             let shape = [spans.len() as i64, count as i64];
-            Ok(Tensor::f_from_slice(&members)?.f_view(shape)?.f_to_device(device)?)
+            Ok(upload(&members, device)?.f_view(shape)?)
         };
         let tokens = |spans: &Vec<Range<usize>>| spans.iter().map(Range::len).sum::<usize>() as f32;
         let tokens: Vec<f32> = self.spans.iter().map(tokens).collect();
         let sequences: Vec<&[Range<usize>]> = self.sequences.iter().map(from_ref).collect();
         Ok(Layout {
             input,
-            rows: Tensor::f_from_slice(&self.rows)?.f_to_device(device)?,
-            targets: Tensor::f_from_slice(&self.targets)?.f_to_device(device)?,
+            rows: upload(&self.rows, device)?,
+            targets: upload(&self.targets, device)?,
             responses: members(&self.spans.iter().map(Vec::as_slice).collect::<Vec<_>>())?,
-            response_tokens: Tensor::f_from_slice(&tokens)?.f_to_device(device)?,
+            response_tokens: upload(&tokens, device)?,
             chosen_sequences: if sequences.is_empty() { None } else { Some(members(&sequences)?) },
         })
     }
@@ -227,9 +228,7 @@ fn shared_prefix(
     while !predictions.rows.len().is_multiple_of(multiple) {
         predictions.push(0, 0);
     }
-    let row = |values: &[i64]| -> Result<Tensor> {
-        Ok(Tensor::f_from_slice(values)?.f_unsqueeze(0)?.f_to_device(decoder.device)?)
-    };
+    let row = |values: &[i64]| -> Result<Tensor> { Ok(upload(values, decoder.device)?.f_unsqueeze(0)?) };
     let input = ModelInput { ids: row(&ids)?, positions: row(&positions)?, mask: AttentionMask::Pairs(pairs) };
     predictions.finish(decoder, input)
 }

@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::Example;
 use super::layout::Layout;
 use super::pass::Totals;
+use crate::device::upload;
 use crate::objectives::{Needs, PairNumbers, PairTensor};
 use crate::{Error, Result};
 
@@ -42,7 +43,7 @@ pub(super) fn numbers(
     };
     let reference = |part: fn((f32, f32)) -> f32| -> Result<Tensor> {
         let values: Vec<f32> = examples.iter().map(|example| example.reference.map_or(f32::NAN, part)).collect();
-        Ok(Tensor::f_from_slice(&values)?.f_to_device(device)?)
+        upload(&values, device)
     };
     let mut tensors = BTreeMap::new();
     for tensor in &needs.tensors {
@@ -72,7 +73,7 @@ pub(super) fn numbers(
     for name in &needs.numbers {
         let values: Vec<f32> =
             examples.iter().map(|example| example.numbers.get(name).map_or(f32::NAN, |value| *value as f32)).collect();
-        numbers.insert(name.clone(), Tensor::f_from_slice(&values)?.f_to_device(device)?);
+        numbers.insert(name.clone(), upload(&values, device)?);
     }
     Ok(PairNumbers { tensors, numbers, state: state.clone() })
 }

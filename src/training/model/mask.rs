@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::device::upload;
 use crate::generate::CachePass;
 use crate::{Error, Result};
 
@@ -56,7 +57,7 @@ impl ModelInput {
             ids.resize(ids.len() + tokens - row.len(), i64::from(pad));
         }
         let (batch, tokens) = (rows.len() as i64, tokens as i64);
-        let ids = Tensor::f_from_slice(&ids)?.f_view([batch, tokens])?.f_to_device(device)?;
+        let ids = upload(&ids, device)?.f_view([batch, tokens])?;
         let positions = Tensor::f_arange(tokens, (Kind::Int64, device))?.f_unsqueeze(0)?;
         Ok(ModelInput { ids, positions: positions.f_expand([batch, tokens], false)?, mask: AttentionMask::Causal })
     }

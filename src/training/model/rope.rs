@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::config::Fields;
+use crate::device::upload;
 use crate::{Error, Result};
 
 /// Rotary position embeddings of a model.
@@ -264,7 +265,7 @@ impl Rotation {
 }
 
 fn to_tensor(frequencies: &[f32], device: Device) -> Result<Tensor> {
-    Ok(Tensor::f_from_slice(frequencies)?.f_to_device(device)?)
+    upload(frequencies, device)
 }
 
 /// Frequencies for a sequence of `length` tokens, computed in f32 as transformers does.

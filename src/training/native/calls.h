@@ -21,6 +21,15 @@ const Table& best(const Table& baseline, const Table& avx2, const Table& avx512)
 }
 #endif
 
+inline const Kernels& kernels() {
+#if defined(SAPO_X86_64)
+    static const Kernels& chosen = best(kernels_baseline, kernels_avx2, kernels_avx512);
+    return chosen;
+#else
+    return kernels_baseline;
+#endif
+}
+
 template <typename T>
 T* data(const at::Tensor& tensor) { return static_cast<T*>(tensor.data_ptr()); }
 

@@ -18,14 +18,7 @@ const Decoding& decoding() {
 #endif
 }
 
-const Elementwise<float>& elementwise() {
-#if defined(SAPO_X86_64)
-    static const Kernels& chosen = best(kernels_baseline, kernels_avx2, kernels_avx512);
-    return chosen.float32;
-#else
-    return kernels_baseline.float32;
-#endif
-}
+const Elementwise<float>& elementwise() { return kernels().float32; }
 
 void multiply(const Product<float>& product, int64_t begin, int64_t end) { decoding().float32(product, begin, end); }
 void multiply(const Product<Bf16>& product, int64_t begin, int64_t end) { decoding().bfloat16(product, begin, end); }
@@ -44,7 +37,11 @@ struct Linear {
             weight->dim() == 2 && weight->is_contiguous() && weight->device().is_cpu() && weight->size(1) == width &&
                 (outputs == 0 || weight->size(0) == outputs),
             "expected a contiguous weight (", outputs, ", ", width, "), found ", weight->sizes());
-        TORCH_CHECK((weight->scalar_type() == at::kChar) == (scales != nullptr), "8-bit weights, and no others, have scales");
+        const auto kind = weight->scalar_type();
+        TORCH_CHECK(
+            kind == at::kFloat || kind == at::kBFloat16 || kind == at::kChar,
+            "expected a weight in float32, bfloat16 or 8 bits, found ", kind);
+        TORCH_CHECK((kind == at::kChar) == (scales != nullptr), "8-bit weights, and no others, have scales");
         for (const auto* numbers : {scales, bias})
             TORCH_CHECK(
                 !numbers || (numbers->numel() == weight->size(0) && numbers->is_contiguous() &&

@@ -17,15 +17,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-const Kernels& kernels() {
-#if defined(SAPO_X86_64)
-    static const Kernels& chosen = best(kernels_baseline, kernels_avx2, kernels_avx512);
-    return chosen;
-#else
-    return kernels_baseline;
-#endif
-}
-
 // The kernels for a kind of number.
 template <typename T>
 const Elementwise<T>& of_kind();

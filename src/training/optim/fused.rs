@@ -1,9 +1,10 @@
 //! AdamW by ATen's fused kernel: on CUDA all parameters in a few launches, in one pass over memory.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::span::{Span, Update};
 use crate::Result;
+use crate::device::upload;
 use crate::native::{FusedAdamw, FusedTensors, fused_adamw};
 
 /// Whether these spans, whole parameters, are for the fused kernel.
@@ -15,10 +16,10 @@ pub(super) fn takes(spans: &[Span]) -> bool {
 /// The update of [`adamw::update`](super::adamw::update), of all these at once.
 pub(super) fn adamw(spans: Vec<Span>, update: &Update, betas: [f64; 2], eps: f64, weight_decay: f64) -> Result<()> {
     let Some(device) = spans.first().map(|span| span.parameter.device()) else { return Ok(()) };
-    let steps = Tensor::f_from_slice(&[update.step as f32])?.f_squeeze()?.f_to_device(device)?;
+    let steps = upload(&[update.step as f32], device)?.f_squeeze()?;
     let divisor = match update.gradient_scale {
         1.0 => None,
-        scale => Some(Tensor::f_from_slice(&[1.0 / scale as f32])?.f_squeeze()?.f_to_device(device)?),
+        scale => Some(upload(&[1.0 / scale as f32], device)?.f_squeeze()?),
     };
     // The kernel knows one weight decay a call.
     let (decaying, others): (Vec<_>, Vec<_>) = spans.into_iter().partition(|span| span.decays);
@@ -44,7 +45,7 @@ pub(super) fn adamw(spans: Vec<Span>, update: &Update, betas: [f64; 2], eps: f64
 
 #[cfg(test)]
 mod tests {
-    use tch::no_grad;
+    use tch::{Tensor, no_grad};
 
     use super::*;
     use crate::optim::{Optimizer, Part, Rule};

@@ -8,6 +8,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::Result;
+use crate::device::upload;
 
 /// Elements that share a scale.
 pub(super) const BLOCK: i64 = 256;
@@ -48,7 +49,7 @@ impl Codes {
     fn new(signed: bool, device: Device) -> Result<Self> {
         let values = fractions(signed)?;
         let bounds: Vec<f32> = values.windows(2).map(|pair| bound(pair[0], pair[1])).collect();
-        let on_device = |numbers: &[f32]| Tensor::f_from_slice(numbers)?.f_to_device(device);
+        let on_device = |numbers: &[f32]| upload(numbers, device);
         Ok(Codes { values: on_device(&values)?, bounds: on_device(&bounds)? })
     }
 
