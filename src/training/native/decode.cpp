@@ -136,7 +136,9 @@ char* sapo_decode_layer(
     return guarded([&] {
         const int64_t rows = hidden->size(0), width = hidden->size(1), head_dim = layer->head_dim;
         const int64_t queries = layer->heads * head_dim, shared = layer->key_heads * head_dim, joined = queries + 2 * shared;
-        const auto linear = [&](int which) { return Linear{layer->weights[which], layer->scales[which], layer->biases[which]}; };
+        const auto linear = [&](int which) {
+            return Linear{layer->weights[which], layer->scales[which], layer->biases[which]};
+        };
         const int64_t inner = layer->weights[kGate]->size(0), capacity = layer->keys->size(1);
         const int64_t widths[kLinears] = {width, width, width, queries, width, width, inner};
         const int64_t outputs[kLinears] = {queries, shared, shared, width, inner, inner, width};

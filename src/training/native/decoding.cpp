@@ -1,5 +1,5 @@
-// Decoding a few sequences by a token each. The products are of a few rows with a large weight: every weight is read once, in
-// the order it lies in, and reading it is the work. Compiled like kernels.cpp; no libtorch here, and no threads.
+// Decoding a few sequences by a token each. The products are of a few rows with a large weight: every weight is read once,
+// in the order it lies in, and reading it is the work. Compiled like kernels.cpp; no libtorch here, and no threads.
 
 #include <cmath>
 #include <cstring>
@@ -93,8 +93,7 @@ inline void tile(const float* input, const W* weight, int64_t width, int64_t str
     }
     for (int r = 0; r < R; ++r) {
         for (int c = 0; c < C; ++c) {
-            float sum = 0.0f;
-            for (int lane = 0; lane < kLanes; ++lane) sum += lanes[r][c][lane];
+            float sum = total(lanes[r][c]);
             for (int64_t rest = i; rest < width; ++rest) sum += read(weight[r * stride + rest]) * input[c * width + rest];
             sums[r][c] = sum;
         }
