@@ -18,6 +18,7 @@ use serde::Deserialize;
 use tch::{Device, Kind};
 
 use crate::compute::{PlannedModel, device_issue};
+use crate::state;
 use crate::weights::{SharedWeights, Versions, shared_on};
 
 /// What `bema` takes under `with`; the defaults are TRL's.
@@ -99,7 +100,7 @@ struct Averages {
 
 const FIRST: &str = "first.safetensors";
 const PLAIN: &str = "average.safetensors";
-const SEEN: &str = "seen";
+const SEEN: &str = "bema.json";
 
 impl Averages {
     fn of(policy: &SharedWeights) -> Self {
@@ -110,14 +111,13 @@ impl Averages {
     fn snapshot(&self, directory: &Path) -> Result<(), OperatorError> {
         self.first.write(&directory.join(FIRST), None)?;
         self.plain.write(&directory.join(PLAIN), None)?;
-        Ok(std::fs::write(directory.join(SEEN), self.seen.to_string())?)
+        Ok(state::write(directory, SEEN, &self.seen)?)
     }
 
     fn restore(directory: &Path, like: &SharedWeights) -> Result<Self, OperatorError> {
         let expected = like.decoder.expected_parameters();
         let read = |name| ParameterSet::load_file(&directory.join(name), &expected, like.decoder.device);
-        let seen = std::fs::read_to_string(directory.join(SEEN))?;
-        Ok(Averages { first: read(FIRST)?, plain: read(PLAIN)?, seen: seen.trim().parse()? })
+        Ok(Averages { first: read(FIRST)?, plain: read(PLAIN)?, seen: state::read(directory, SEEN)? })
     }
 }
 

@@ -18,7 +18,8 @@ pub struct DecodingConfig {
     /// Tokens drawn on the device before the host looks which responses have ended. 1 is the plain way: the host draws
     /// each token. Without it 16 on a GPU, and 1 on a CPU.
     pub look_every: Option<usize>,
-    /// Lay the weights out anew for decoding on a CPU, where that pays; false is the plain way.
+    /// Decode on a CPU by the way that reads the weights fastest: up to 16 responses in one call a layer, with activations in
+    /// float32; more with the weights laid out anew, where that pays. False is the plain way.
     pub pack_weights: bool,
     /// Decode with linear layers' weights in 8 bits, on a CPU: half the reading of bfloat16, a quarter of float32's. What is
     /// generated comes from another, nearby model, and so do log-probabilities of it; off-policy data tolerates that.

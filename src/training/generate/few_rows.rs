@@ -45,7 +45,7 @@ impl FewRows {
     /// Runs one token a row, (rows, 1), through the decoder; returns the hidden states (rows, hidden_size) at them, f32.
     pub fn feed(&self, decoder: &Decoder, tokens: &Tensor, positions: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         let hidden = Tensor::f_embedding(&self.embedding, &tokens.f_squeeze_dim(1)?, -1, false, false)?;
-        // A copy where it is f32 already, too: the layers write to it, and the embedding gives fresh memory.
+        // Fresh memory, even where it is f32 already: the layers write to it.
         let hidden = hidden.f_to_kind(Kind::Float)?;
         let pass = cache.begin(positions)?;
         let rotation = match pass.rotation(positions)? {
