@@ -342,10 +342,7 @@ evaluation:
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let tokenizer = TextTokenizer::load(Path::new(&config.tokenizer))?;
-        let loaded = data::load(&config.data())?;
-        if loaded.prompts.is_empty() {
-            return Err("no held-out row can be used".into());
-        }
+        let rows = data::load(&config.data())?.rows.all()?;
         Ok(Evaluator {
             rewriting: config.rewriting(),
             config,
@@ -354,7 +351,7 @@ evaluation:
             compute: compute(context.run),
             threads: context.threads,
             total_steps: context.total_steps,
-            rows: loaded.prompts,
+            rows,
             tokenizer,
             events: context.events.clone(),
             first: None,

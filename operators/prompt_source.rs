@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::data::recording::Place;
 use crate::data::shuffle::epoch_order;
-use crate::data::{self, Columns, Identity, Loaded, OnError, Part, Paths, Settings};
+use crate::data::{self, Columns, Identity, Loaded, OnError, Part, Paths, Settings, Tokens};
 use crate::watched::{Watched, describe};
 
 /// Configuration of [`PromptSource`].
@@ -111,7 +111,7 @@ pub struct PromptSource {
 enum Rows {
     /// From the data as it was when the run began.
     Fixed {
-        prompts: Vec<Arc<Prompt>>,
+        rows: Tokens,
         identity: Identity,
         /// The epoch at hand and the order of its rows.
         order: Option<(u64, Vec<usize>)>,
@@ -148,6 +148,10 @@ succession, since editors empty files before they write them. `on_error` holds f
 has no fixed number of rows, the run needs `run: {steps: N}`. Every edit is recorded with its step and the rows' text in \
 `edits/NODE.jsonl` of the run directory, and in checkpoints: a resumed run repeats what was recorded after its checkpoint and \
 then follows the files again, and `watch: {replay: FILE}` repeats a whole run.
+
+The tokens of 16 MiB of data or more are kept in a file, in `tokens` of the folder `$SAPO_FLOW_CACHE` or else of \
+`~/.cache/sapo-flow`, named after all that decides them: later runs find them there, and read rows as they need them. Such files \
+can be deleted at any time; with an empty `SAPO_FLOW_CACHE` there are none, and all rows are in memory.
 
 State: none but a check, that a resumed run finds the same data; with `watch` the rows and what is left of the pass.
 
@@ -232,25 +236,26 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
 
     fn steps_per_epoch(&self) -> Option<u64> {
         match &self.rows {
-            Rows::Fixed { prompts, .. } => Some(prompts.len().div_ceil(self.config.batch_size) as u64),
+            Rows::Fixed { rows, .. } => Some(rows.len().div_ceil(self.config.batch_size) as u64),
             Rows::Watched(_) => None,
         }
     }
 
     fn build(config: Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let settings = settings(&config);
-        let (rows, report) = if config.watch.is_on() {
+        let (rows, report, kept) = if config.watch.is_on() {
             let path = context.run_directory.join("edits").join(format!("{}.jsonl", context.node));
             let order = (context.node, context.run.seed, config.shuffle);
             let (watched, report) = Watched::begin(&settings, config.watch.replay(), path, order, context.resumed)?;
-            (Rows::Watched(Box::new(watched)), report)
+            (Rows::Watched(Box::new(watched)), report, None)
         } else {
-            let Loaded { prompts, identity, report } = data::load(&settings)?;
-            (Rows::Fixed { prompts, identity, order: None }, report)
+            let Loaded { rows, report, kept, identity } = data::load(&settings)?;
+            (Rows::Fixed { rows, identity, order: None }, report, kept)
         };
         let (node, events) = (context.node.to_string(), context.events.clone());
         let source = PromptSource { node, seed: context.run.seed, config, rows, events };
         let mut sentences = report.sentences();
+        sentences.extend(kept);
         if context.connected_outputs.contains(&"pairs") {
             sentences.extend(source.check_pairs()?);
         }
@@ -287,19 +292,19 @@ impl Operator for PromptSource {
                 self.retract(&moment.removed, &mut outputs);
                 moment.rows
             }
-            Rows::Fixed { prompts, order, .. } => {
-                let steps_per_epoch = prompts.len().div_ceil(batch_size) as u64;
+            Rows::Fixed { rows, order, .. } => {
+                let steps_per_epoch = rows.len().div_ceil(batch_size) as u64;
                 let (epoch, within) = (step / steps_per_epoch, step % steps_per_epoch);
                 if order.as_ref().is_none_or(|(current, _)| *current != epoch) {
                     let drawn = match self.config.shuffle {
-                        true => epoch_order(self.seed, &self.node, epoch, prompts.len()),
-                        false => (0..prompts.len()).collect(),
+                        true => epoch_order(self.seed, &self.node, epoch, rows.len()),
+                        false => (0..rows.len()).collect(),
                     };
                     *order = Some((epoch, drawn));
                 }
                 let order = order.iter().flat_map(|(_, order)| order).skip(within as usize * batch_size);
-                let row = |index: &usize| Arc::new(Prompt { epoch, ..Prompt::clone(&prompts[*index]) });
-                order.take(batch_size).map(row).collect()
+                let row = |index: &usize| Ok(Arc::new(Prompt { epoch, ..Prompt::clone(&*rows.row(*index)?) }));
+                order.take(batch_size).map(row).collect::<Result<_, Error>>()?
             }
         };
         for (position, prompt) in (0..).zip(rows) {
@@ -338,13 +343,12 @@ impl PromptSource {
 
     /// Refuse a use of `pairs` that nothing can come of; what else there is to tell of it.
     fn check_pairs(&self) -> Result<Option<String>, Error> {
-        let Rows::Fixed { prompts, .. } = &self.rows else { return Ok(None) };
-        let rejected = prompts.iter().filter(|prompt| prompt.rejected_ids.is_some()).count();
-        if rejected == 0 {
+        let Rows::Fixed { rows, .. } = &self.rows else { return Ok(None) };
+        if rows.with_rejected() == 0 {
             let message = "`pairs` is used, but no row has a rejected answer (`rejected`, or `generated`)";
             return Err(Error::Data(message.into()));
         }
-        let without = prompts.len() - rejected;
+        let without = rows.len() - rows.with_rejected();
         Ok((without > 0)
             .then(|| format!("{} without a rejected answer, which `pairs` leaves out", data::rows(without))))
     }

@@ -175,7 +175,7 @@ impl Watched {
     }
 
     fn identity(&self) -> Identity {
-        Identity::new(Vec::new(), &self.rows.values().cloned().collect::<Vec<_>>())
+        Identity::of_rows(self.rows.values().map(Arc::as_ref))
     }
 
     /// The recording up to the step that `done` steps lead to, and what else there is.

@@ -103,7 +103,7 @@ fn values(names: &[String], row: &Map<String, Value>) -> Result<Values, String> 
 }
 
 /// A template's text: given as it is where it holds Jinja's braces, otherwise the content of a file.
-fn template_source(given: &str) -> Result<String, Error> {
+pub(super) fn template_source(given: &str) -> Result<String, Error> {
     match template_file(given) {
         Some(path) => std::fs::read_to_string(path).map_err(Error::io(path)),
         None => Ok(given.to_string()),

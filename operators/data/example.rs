@@ -15,13 +15,13 @@ use std::collections::BTreeSet;
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_training::text::Message;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::files::kind;
 
 /// The data's names for the columns we know; absent: the same name.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Columns {
     /// A conversation whose last assistant turn is the answer.

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -88,6 +89,23 @@ pub fn count(path: &Path) -> Result<u64, Error> {
         Format::Array => Ok(read_array(path)?.len() as u64),
         Format::Parquet => parquet_rows::count(path),
     }
+}
+
+/// What tells that a file has been written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Its length.
+    pub bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+/// The stamps of files.
+pub fn stamps(paths: &[PathBuf]) -> Result<Vec<Stamp>, Error> {
+    let stamp = |path: &PathBuf| {
+        let metadata = path.metadata().map_err(Error::io(path))?;
+        Ok(Stamp { bytes: metadata.len(), modified: metadata.modified().ok() })
+    };
+    paths.iter().map(stamp).collect()
 }
 
 /// SHA-256 of a file's bytes, in hexadecimal.

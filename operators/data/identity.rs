@@ -1,7 +1,6 @@
 //! What tells one data set from another, for runs that resume.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use sapo_flow_engine::Prompt;
 use serde::{Deserialize, Serialize};
@@ -20,9 +19,11 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of these files and the tokens that came of them.
-    pub fn new(files: Vec<(PathBuf, String)>, prompts: &[Arc<Prompt>]) -> Self {
-        Identity { files, tokens: tokens_digest(prompts) }
+    /// Of rows that belong to no file.
+    pub fn of_rows<'a>(rows: impl IntoIterator<Item = &'a Prompt>) -> Self {
+        let mut digest = TokensDigest::default();
+        rows.into_iter().for_each(|row| digest.add(row));
+        Identity { files: Vec::new(), tokens: digest.finish() }
     }
 
     /// An error that names what differs, unless the data is what it was when the checkpoint was taken.
@@ -47,10 +48,17 @@ impl Identity {
     }
 }
 
-fn tokens_digest(prompts: &[Arc<Prompt>]) -> String {
-    let mut hasher = Sha256::new();
-    let mut bytes = Vec::new();
-    for prompt in prompts {
+/// SHA-256 of rows' tokens, in the making.
+#[derive(Default)]
+pub struct TokensDigest {
+    hasher: Sha256,
+    bytes: Vec<u8>,
+}
+
+impl TokensDigest {
+    /// Takes a row.
+    pub fn add(&mut self, prompt: &Prompt) {
+        let bytes = &mut self.bytes;
         bytes.clear();
         bytes.extend(prompt.row.to_le_bytes());
         for ids in [Some(&prompt.prompt_ids), Some(&prompt.chosen_ids), prompt.rejected_ids.as_ref()] {
@@ -58,9 +66,13 @@ fn tokens_digest(prompts: &[Arc<Prompt>]) -> String {
             bytes.extend(ids.map_or(u64::MAX, |ids| ids.len() as u64).to_le_bytes());
             bytes.extend(ids.into_iter().flatten().flat_map(|id| id.to_le_bytes()));
         }
-        hasher.update(&bytes);
+        self.hasher.update(&self.bytes);
     }
-    files::hex(&hasher.finalize())
+
+    /// The digest of all rows, in hexadecimal.
+    pub fn finish(self) -> String {
+        files::hex(&self.hasher.finalize())
+    }
 }
 
 #[cfg(test)]

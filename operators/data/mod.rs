@@ -1,7 +1,7 @@
 //! Data sets: files of rows, read, understood as prompts with answers, and tokenized.
 //!
 //! [`files`] finds and reads files, [`example`] tells what a row means, `encode` makes tokens of it, [`shuffle`] orders
-//! rows. [`load`] reads, understands and encodes. [`follow`] watches files while they are edited, and [`recording`] keeps what
+//! rows. [`load`] reads, understands and encodes, or finds in `kept` what an earlier run has made of the same data: `tokens`. [`follow`] watches files while they are edited, and [`recording`] keeps what
 //! was seen.
 
 mod encode;
@@ -9,10 +9,12 @@ pub mod example;
 pub mod files;
 pub mod follow;
 mod identity;
+mod kept;
 mod parquet_rows;
 pub mod recording;
 mod report;
 pub mod shuffle;
+mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,8 +28,11 @@ use encode::Encoder;
 pub use example::Columns;
 use files::RawRow;
 pub use identity::Identity;
+use identity::TokensDigest;
 use report::unusable;
 pub use report::{Report, rows};
+pub use tokens::Tokens;
+use tokens::{About, FileWriter, TokenFile, Writer};
 
 /// One path or several.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -61,7 +66,7 @@ pub enum OnError {
 }
 
 /// Which rows to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Part {
     /// All.
     All,
@@ -109,13 +114,15 @@ pub struct Settings<'a> {
     pub on_error: OnError,
 }
 
-/// A data set in memory.
+/// A data set that has been read.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The rows that can be used, in the order of the files; epoch 0.
-    pub prompts: Vec<Arc<Prompt>>,
+    /// The rows that can be used, in the order of the files.
+    pub rows: Tokens,
     /// What was left out.
     pub report: Report,
+    /// Where the rows were found in tokens, or are kept for later runs.
+    pub kept: Option<String>,
     /// What a resumed run compares.
     pub identity: Identity,
 }
@@ -123,9 +130,59 @@ pub struct Loaded {
 /// Rows that are in memory as text at a time. As parsed JSON they take several times as much as their tokens.
 const ROWS_AT_A_TIME: usize = 4096;
 
-/// Read, understand and tokenize a data set.
+/// Read, understand and tokenize a data set, or find it as an earlier run left it.
+///
+/// # Errors
+/// When a file cannot be read or changes meanwhile, the tokenizer cannot be loaded, or a row cannot be used and `on_error`
+/// is `stop`.
 pub fn load(settings: &Settings) -> Result<Loaded, Error> {
+    load_with(settings, kept::folder().as_deref(), kept::LEAST_BYTES)
+}
+
+/// [`load`] with the folder for tokens and the bytes of data from which on they are kept.
+fn load_with(settings: &Settings, folder: Option<&Path>, least_bytes: u64) -> Result<Loaded, Error> {
     let paths = files::resolve(settings.paths.as_slice())?;
+    let stamps = files::stamps(&paths)?;
+    let digests =
+        paths.iter().map(|path| Ok((path.clone(), files::sha256(path)?))).collect::<Result<Vec<_>, Error>>()?;
+    let large = stamps.iter().map(|stamp| stamp.bytes).sum::<u64>() >= least_bytes;
+    let all = settings.limit.is_none_or(|limit| limit >= ROWS_AT_A_TIME);
+    let place = folder.filter(|_| large && all).map(|folder| kept::place(folder, settings, &digests)).transpose()?;
+    if let Some(found) = place.as_ref().and_then(|place| TokenFile::open(place).ok()) {
+        let kept = format!("tokens of an earlier run over the same data: {}", found.path().display());
+        let About { report, digest, .. } = found.about().clone();
+        let identity = Identity { files: digests, tokens: digest };
+        return Ok(Loaded { rows: Tokens::File(Box::new(found)), report, kept: Some(kept), identity });
+    }
+    // A cache that cannot be written to must not keep a run from starting.
+    let file = place.as_ref().and_then(|place| FileWriter::begin(place).ok());
+    let mut writer = file.map_or_else(|| Writer::Memory(Vec::new()), |file| Writer::File(Box::new(file)));
+    let mut digest = TokensDigest::default();
+    let report = read(settings, &paths, |rows| {
+        rows.iter().for_each(|row| digest.add(row));
+        writer.add(rows)
+    })?;
+    if files::stamps(&paths)? != stamps {
+        return Err(Error::Data(format!("{}: changed while it was read", names(&paths))));
+    }
+    let identity = Identity { files: digests, tokens: digest.finish() };
+    let rows = writer.finish(&report, &identity.tokens)?;
+    if rows.is_empty() {
+        return Err(none_usable(&paths, &report));
+    }
+    let kept = match &rows {
+        Tokens::Memory(_) => None,
+        Tokens::File(file) => Some(format!("tokens kept for later runs: {}", file.path().display())),
+    };
+    Ok(Loaded { rows, report, kept, identity })
+}
+
+/// Understand and tokenize the selected rows, some at a time; those that can be used go to `take`.
+fn read(
+    settings: &Settings,
+    paths: &[PathBuf],
+    mut take: impl FnMut(Vec<Prompt>) -> Result<(), Error>,
+) -> Result<Report, Error> {
     let mut encoding = Encoding::begin(settings)?;
     let of_file = |path: &PathBuf| files::rows(path).unwrap_or_else(|error| Box::new(std::iter::once(Err(error))));
     let mut rows = (0..)
@@ -136,18 +193,10 @@ pub fn load(settings: &Settings) -> Result<Loaded, Error> {
         let some = rows.by_ref().take(ROWS_AT_A_TIME).map(|(index, row)| Ok((index, row?)));
         let some = some.collect::<Result<Vec<_>, Error>>()?;
         if some.is_empty() {
-            break;
+            return encoding.finish();
         }
-        encoding.add(&some);
+        take(encoding.add(&some))?;
     }
-    let digests = paths.iter().map(|path| Ok((path.clone(), files::sha256(path)?))).collect::<Result<_, Error>>()?;
-    let (prompts, report) = encoding.finish()?;
-    if prompts.is_empty() {
-        let message = format!("{}: no row can be used: {}", names(&paths), report.sentences().join("; "));
-        return Err(Error::Data(message));
-    }
-    let identity = Identity::new(digests, &prompts);
-    Ok(Loaded { prompts, report, identity })
 }
 
 /// Understand and tokenize numbered rows; those that can be used, in order, and what was left out.
@@ -156,28 +205,29 @@ pub fn load(settings: &Settings) -> Result<Loaded, Error> {
 /// When the tokenizer cannot be loaded, or a row cannot be used and `on_error` is `stop`.
 pub fn encode(settings: &Settings, selected: &[(u64, RawRow)]) -> Result<(Vec<Arc<Prompt>>, Report), Error> {
     let mut encoding = Encoding::begin(settings)?;
-    encoding.add(selected);
-    encoding.finish()
+    let prompts = encoding.add(selected);
+    Ok((prompts.into_iter().map(Arc::new).collect(), encoding.finish()?))
 }
 
 /// Rows that become tokens, some at a time.
 struct Encoding<'a> {
     settings: &'a Settings<'a>,
     encoder: Encoder<'a>,
-    prompts: Vec<Arc<Prompt>>,
     report: Report,
 }
 
 impl<'a> Encoding<'a> {
     fn begin(settings: &'a Settings<'a>) -> Result<Self, Error> {
         let encoder = Encoder::load(settings)?;
-        Ok(Encoding { settings, encoder, prompts: Vec::new(), report: Report::default() })
+        Ok(Encoding { settings, encoder, report: Report::default() })
     }
 
-    fn add(&mut self, rows: &[(u64, RawRow)]) {
+    /// Those of the rows that can be used.
+    fn add(&mut self, rows: &[(u64, RawRow)]) -> Vec<Prompt> {
         let max_prompt_tokens = self.settings.max_prompt_tokens.unwrap_or(usize::MAX);
         let results = in_parallel(rows, |(index, row)| self.encoder.encode(*index, row));
         self.report.read += rows.len();
+        let mut prompts = Vec::with_capacity(rows.len());
         for ((_, row), result) in rows.iter().zip(results) {
             match result {
                 Err(reason) => self.report.skipped.push(format!("{}:{}: {reason}", row.path.display(), row.line)),
@@ -185,17 +235,18 @@ impl<'a> Encoding<'a> {
                 Ok(encoded) => {
                     self.report.trailing += usize::from(encoded.trailing);
                     encoded.unread.into_iter().for_each(|key| *self.report.unread.entry(key).or_default() += 1);
-                    self.prompts.push(Arc::new(encoded.prompt));
+                    prompts.push(encoded.prompt);
                 }
             }
         }
+        prompts
     }
 
-    fn finish(self) -> Result<(Vec<Arc<Prompt>>, Report), Error> {
+    fn finish(self) -> Result<Report, Error> {
         if self.settings.on_error == OnError::Stop && !self.report.skipped.is_empty() {
             return Err(Error::Data(unusable(&self.report.skipped)));
         }
-        Ok((self.prompts, self.report))
+        Ok(self.report)
     }
 }
 
@@ -245,19 +296,24 @@ pub fn average_row(settings: &Settings) -> Result<Option<(u64, u64)>, Error> {
     }
     let limit = settings.limit.map_or(AVERAGED_ROWS, |limit| limit.min(AVERAGED_ROWS));
     let first = Settings { limit: Some(limit), ..settings.clone() };
-    let rows = match load(&first) {
-        Ok(loaded) => loaded.prompts,
+    let mut rows = Vec::new();
+    let take = |some| {
+        rows.extend(some);
+        Ok(())
+    };
+    match read(&first, &paths, take) {
         // That none of the first rows can be used says nothing of later ones; a broken one stops the run.
-        Err(error @ Error::Data(_)) => {
-            let broken = load(&Settings { on_error: OnError::Skip, ..first }).is_ok();
+        Ok(report) if rows.is_empty() => {
             let all = count(settings.paths, settings.part, settings.limit)? <= limit as u64;
-            return if broken || all { Err(error) } else { Ok(None) };
+            return if all { Err(none_usable(&paths, &report)) } else { Ok(None) };
         }
+        Ok(_) => {}
+        Err(error @ Error::Data(_)) => return Err(error),
         // A plan can be made before the tokenizer is there.
         Err(_) => return Ok(None),
-    };
+    }
     let mean = |length: fn(&Prompt) -> usize| {
-        let sum: usize = rows.iter().map(|row| length(row)).sum();
+        let sum: usize = rows.iter().map(length).sum();
         sum.div_ceil(rows.len().max(1)) as u64
     };
     Ok(Some((mean(|row| row.prompt_ids.len()), mean(|row| row.chosen_ids.len()))))
@@ -276,6 +332,10 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> 
         };
         handles.into_iter().flat_map(join).collect()
     })
+}
+
+fn none_usable(paths: &[PathBuf], report: &Report) -> Error {
+    Error::Data(format!("{}: no row can be used: {}", names(paths), report.sentences().join("; ")))
 }
 
 fn names(paths: &[PathBuf]) -> String {
