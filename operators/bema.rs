@@ -137,9 +137,7 @@ impl Bema {
         } else if version > start && (version - start).is_multiple_of(self.config.every) {
             let powers = self.config.powers();
             let parameters = bema::update(&mut averages.plain, &policy.parameters, &averages.first, &powers, version)?;
-            let newest = self.versions.newest().ok_or("stepped before its start")?;
-            let (decoder, files) = (newest.decoder.clone(), newest.files.clone());
-            self.versions.push(SharedWeights { decoder, parameters, files, version });
+            self.versions.push_next(version, parameters)?;
         }
         Ok(())
     }
@@ -157,17 +155,10 @@ impl Operator for Bema {
             }
             None => {
                 self.averages = Some(Averages::of(&policy));
-                self.versions.push(SharedWeights {
-                    decoder: policy.decoder.clone(),
-                    parameters: float32(&policy.parameters),
-                    files: policy.files.clone(),
-                    version: policy.version,
-                });
+                self.versions.push(policy.version(policy.version, float32(&policy.parameters)));
             }
         }
-        let mut outputs = Outputs::new();
-        self.versions.emit(&mut outputs);
-        Ok(outputs)
+        Ok(self.versions.outputs())
     }
 
     fn step(&mut self, _: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
@@ -175,9 +166,7 @@ impl Operator for Bema {
         if self.averages.as_ref().is_some_and(|averages| averages.seen != weights.version) {
             self.update(&*shared_on(&weights, self.device)?)?;
         }
-        let mut outputs = Outputs::new();
-        self.versions.emit(&mut outputs);
-        Ok(outputs)
+        Ok(self.versions.outputs())
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {

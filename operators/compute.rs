@@ -7,6 +7,7 @@ use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::plan::{Emits, Memory, PlanContext};
 use sapo_flow_engine::{OperatorError, RunSettings};
 use sapo_flow_training::device;
+use sapo_flow_training::generate::Decoding;
 use sapo_flow_training::memory::Footprint;
 use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use tch::{Device, Kind};
@@ -104,6 +105,24 @@ impl PlannedModel {
     /// Bytes of its weights.
     pub fn weights(&self) -> u64 {
         self.footprint().weights()
+    }
+
+    /// What a sampler takes that continues prompts to `emits` rows with the weights at its input `weights`; none where that
+    /// cannot be told.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load), and where the device cannot decode that way.
+    pub fn sampling(
+        context: &PlanContext,
+        emits: &Emits,
+        decoding: &Decoding,
+    ) -> Result<Option<Memory>, OperatorError> {
+        let Some((model, _)) = PlannedModel::arriving(context, "weights")? else { return Ok(None) };
+        decoding.check(model.device)?;
+        let footprint = model.footprint();
+        let working =
+            |rows| model.memory(0, emits, |prompt, response| footprint.generating(rows, prompt + response, decoding));
+        Ok(emits.rows.and_then(working))
     }
 
     /// So many bytes kept on its device, and what `working` says of sequences of so many tokens, prompt and response:

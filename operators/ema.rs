@@ -72,8 +72,7 @@ impl Ema {
         } else {
             let average = self.versions.newest().ok_or("stepped before its start")?;
             let parameters = ema::updated(&average.parameters, &policy.parameters, decay, seed)?;
-            let (decoder, files) = (average.decoder.clone(), average.files.clone());
-            self.versions.push(SharedWeights { decoder, parameters, files, version });
+            self.versions.push_next(version, parameters)?;
         }
         Ok(())
     }
@@ -92,16 +91,12 @@ impl Operator for Ema {
         let policy = shared_on(&weights, self.device)?;
         match self.restore_from.take() {
             Some(directory) => self.versions.restore(&directory, &policy)?,
-            None => self.versions.push(SharedWeights {
-                decoder: policy.decoder.clone(),
-                parameters: first(&policy.parameters, kind(self.config.dtype)),
-                files: policy.files.clone(),
-                version: policy.version,
-            }),
+            None => {
+                let first = first(&policy.parameters, kind(self.config.dtype));
+                self.versions.push(policy.version(policy.version, first));
+            }
         }
-        let mut outputs = Outputs::new();
-        self.versions.emit(&mut outputs);
-        Ok(outputs)
+        Ok(self.versions.outputs())
     }
 
     fn step(&mut self, _: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
@@ -111,9 +106,7 @@ impl Operator for Ema {
             let policy = shared_on(&weights, self.device)?;
             self.update(&policy)?;
         }
-        let mut outputs = Outputs::new();
-        self.versions.emit(&mut outputs);
-        Ok(outputs)
+        Ok(self.versions.outputs())
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {

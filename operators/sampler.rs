@@ -200,12 +200,7 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
         let rows = prompts.rows.map(|prompts| prompts * responses);
         let longest = prompts.max_length.map(|tokens| tokens + config.max_new_tokens as u64);
         let emits = Emits { rows, max_length: longest, average_row: prompts.average_row, ..Emits::default() };
-        let decoding = config.decoding.settings();
-        let memory = match (PlannedModel::arriving(context, "weights")?, rows) {
-            (Some((model, _)), Some(rows)) => model
-                .memory(0, &emits, |prompt, response| model.footprint().generating(rows, prompt + response, &decoding)),
-            _ => None,
-        };
+        let memory = PlannedModel::sampling(context, &emits, &config.decoding.settings())?;
         Ok(NodePlan { memory, emits, ..NodePlan::default() })
     }
 

@@ -203,12 +203,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let rows = prompts.rows.map(|prompts| prompts * responses);
         let average_row = prompts.average_row;
         let emits = Emits { rows, max_length: Some(tokens), average_row, ..Emits::default() };
-        let decoding = config.decoding.settings();
-        let memory = match (PlannedModel::arriving(context, "weights")?, rows) {
-            (Some((model, _)), Some(rows)) => model
-                .memory(0, &emits, |prompt, response| model.footprint().generating(rows, prompt + response, &decoding)),
-            _ => None,
-        };
+        let memory = PlannedModel::sampling(context, &emits, &config.decoding.settings())?;
         Ok(NodePlan { memory, emits, ..NodePlan::default() })
     }
 

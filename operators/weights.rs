@@ -34,12 +34,18 @@ impl SharedWeights {
     /// # Errors
     /// When the device has no room for them.
     pub fn on(&self, device: Device) -> Result<SharedWeights, OperatorError> {
-        let decoder = match self.decoder.device == device {
-            true => self.decoder.clone(),
-            false => Arc::new(Decoder::new(self.decoder.config.clone(), device)?),
-        };
-        let (files, version) = (self.files.clone(), self.version);
-        Ok(SharedWeights { decoder, parameters: self.parameters.to_device(device)?, files, version })
+        let there = self.version(self.version, self.parameters.to_device(device)?);
+        match self.decoder.device == device {
+            true => Ok(there),
+            false => {
+                Ok(SharedWeights { decoder: Arc::new(Decoder::new(self.decoder.config.clone(), device)?), ..there })
+            }
+        }
+    }
+
+    /// Another version of the same model.
+    pub fn version(&self, version: u64, parameters: ParameterSet) -> SharedWeights {
+        SharedWeights { decoder: self.decoder.clone(), parameters, files: self.files.clone(), version }
     }
 }
 
@@ -85,6 +91,16 @@ impl Versions {
         }
     }
 
+    /// Add another version of the model, after the first.
+    ///
+    /// # Errors
+    /// When there is no version yet.
+    pub fn push_next(&mut self, version: u64, parameters: ParameterSet) -> Result<(), OperatorError> {
+        let next = self.newest().ok_or("stepped before its start")?.version(version, parameters);
+        self.push(next);
+        Ok(())
+    }
+
     /// The newest version.
     pub fn newest(&self) -> Option<&Arc<SharedWeights>> {
         self.kept.back()
@@ -96,6 +112,13 @@ impl Versions {
             return None;
         }
         Arc::get_mut(self.kept.back_mut()?)
+    }
+
+    /// What an operator emits whose only output these are.
+    pub fn outputs(&self) -> Outputs {
+        let mut outputs = Outputs::new();
+        self.emit(&mut outputs);
+        outputs
     }
 
     /// Emit the newest version on port `weights`.
@@ -136,7 +159,7 @@ impl Versions {
         for version in versions {
             let path = model_directory(directory, version).join(WEIGHTS_FILE);
             let parameters = ParameterSet::load_file(&path, &expected, like.decoder.device)?;
-            self.push(SharedWeights { decoder: like.decoder.clone(), parameters, files: like.files.clone(), version });
+            self.push(like.version(version, parameters));
         }
         Ok(())
     }

@@ -29,7 +29,7 @@
 use tch::{Device, Kind};
 
 use crate::blocks::DEVICE_BLOCK;
-use crate::generate::{Decoding, MOST_ROWS, PASS_TOKENS};
+use crate::generate::{Decoding, Layout, PASS_TOKENS};
 use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
 use crate::model::{Compute, Decoder, Kernels, attention_kind};
 use crate::optim::Rule;
@@ -211,13 +211,10 @@ impl Footprint<'_> {
         let logits = rows * config.vocab_size as u64 * (FLOAT + bytes(self.kind));
         let pass = (rows * tokens).min(tokens.max(PASS_TOKENS as u64));
         let freed = if rows == responses { self.copies(self.layer_parameters()) } else { 0 };
-        let in_place = rows <= MOST_ROWS as u64 && self.kernels == Kernels::Fused;
-        let weights = match self.device == Device::Cpu {
-            true if decoding.int8_weights => self.copies(self.parameters()) - freed + self.parameters(),
-            true if decoding.pack_weights && !in_place => {
-                self.copies(self.parameters()) - freed + self.parameters() * bytes(self.kind)
-            }
-            _ => self.copies(self.parameters()),
+        let weights = match decoding.layout(self.device, self.kernels, rows as usize, tokens as usize) {
+            Layout::Plain | Layout::InPlace => self.copies(self.parameters()),
+            Layout::Packed => self.copies(self.parameters()) - freed + self.parameters() * bytes(self.kind),
+            Layout::Int8 => self.copies(self.parameters()) - freed + self.parameters(),
         };
         weights + cache + self.layer(Shape::Rows { rows: 1, tokens: pass }) + logits
     }

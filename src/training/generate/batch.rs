@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use tch::Tensor;
 
 use super::choice::{host_floats, host_ids, not_finite};
-use super::few_rows::FewRows;
 use super::on_device::Drawn;
 use super::prefill::{Prompt, prefill};
-use super::{Chosen, Generation, KvCache, PackedWeights, Request, Sampling, choose, choose_on_device, random};
+use super::weights::DecodingWeights;
+use super::{Chosen, Generation, KvCache, Request, Sampling, choose, choose_on_device, random};
 use crate::Result;
 use crate::device::upload;
-use crate::model::{AttentionMask, Decoder, ModelInput};
+use crate::model::Decoder;
 use crate::parameters::ParameterSet;
 
 /// The stream of a request's seed that its tokens are drawn from.
@@ -23,9 +23,9 @@ const TOKEN_STREAM: u64 = 0;
 /// requests that wait, or leave.
 pub(super) struct Batch<'a> {
     decoder: &'a Decoder,
-    weights: ParameterSet,
-    packed: PackedWeights,
-    few_rows: Option<FewRows>,
+    /// For prompts.
+    weights: Option<ParameterSet>,
+    decoding_weights: DecodingWeights,
     requests: &'a [Request],
     sampling: &'a Sampling,
     generations: Vec<Generation>,
@@ -47,7 +47,7 @@ impl<'a> Batch<'a> {
     ) -> Result<Self> {
         let decoding = &sampling.decoding;
         // Once for all tokens, where training converts the weights in each pass.
-        let mut weights = weights.to_kind(sampling.compute.kind);
+        let weights = weights.to_kind(sampling.compute.kind);
         let mut waiting: VecDeque<usize> =
             (0..requests.len()).filter(|&index| requests[index].max_new_tokens > 0).collect();
         let rows = decoding.rows(waiting.len());
@@ -66,21 +66,13 @@ impl<'a> Batch<'a> {
         // Only now: the prompts' many tokens are best served by the plain layout. Prompts that will come when rows are free
         // need it again.
         let kept = (!waiting.is_empty()).then(|| weights.shallow_clone());
-        let few_rows = match FewRows::serves(decoder, rows, sampling) {
-            true => Some(FewRows::take_from(&mut weights, decoder, decoding.int8_weights)?),
-            false => None,
-        };
-        let packed = match few_rows.is_none() && decoding.pack_weights && PackedWeights::pay(decoder, new_tokens) {
-            true => PackedWeights::take_from(&mut weights, decoder, rows as i64)?,
-            false => PackedWeights::default(),
-        };
-        let weights = kept.unwrap_or(weights);
+        let layout = decoding.layout(decoder.device, sampling.compute.kernels, rows, new_tokens);
+        let decoding_weights = DecodingWeights::new(weights, decoder, layout, rows)?;
         let generations = vec![Generation::default(); requests.len()];
         Ok(Batch {
             decoder,
-            weights,
-            packed,
-            few_rows,
+            weights: kept,
+            decoding_weights,
             requests,
             sampling,
             generations,
@@ -205,32 +197,18 @@ impl<'a> Batch<'a> {
             }
         }
         prompts.retain(|prompt| !prompt.ids.is_empty());
-        if prompts.is_empty() {
-            return Ok(());
-        }
+        let Some(weights) = self.weights.as_ref().filter(|_| !prompts.is_empty()) else { return Ok(()) };
         let Sampling { compute, decoding, .. } = self.sampling;
-        let _ = prefill(self.decoder, &self.weights, &prompts, &mut self.cache, compute, decoding.share_prompts)?;
+        let _ = prefill(self.decoder, weights, &prompts, &mut self.cache, compute, decoding.share_prompts)?;
         Ok(())
     }
 
-    /// Runs one token a row, (rows, 1), through the decoder; returns the hidden states (rows, hidden_size) at them.
     fn feed(&mut self, tokens: &Tensor, positions: &Tensor) -> Result<Tensor> {
-        if let Some(few_rows) = &self.few_rows {
-            return few_rows.feed(self.decoder, tokens, positions, &mut self.cache);
-        }
-        let (ids, positions) = (tokens.shallow_clone(), positions.shallow_clone());
-        let input = ModelInput { ids, positions, mask: AttentionMask::Causal };
-        let compute = &self.sampling.compute;
-        let hidden =
-            self.decoder.hidden_states_with(&self.weights, &self.packed, &input, Some(&mut self.cache), compute)?;
-        Ok(hidden.f_squeeze_dim(1)?)
+        self.decoding_weights.feed(self.decoder, tokens, positions, &mut self.cache, &self.sampling.compute)
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        match &self.few_rows {
-            Some(few_rows) => few_rows.logits(hidden),
-            None => self.decoder.logits_with(&self.weights, &self.packed, hidden, &self.sampling.compute),
-        }
+        self.decoding_weights.logits(self.decoder, hidden, &self.sampling.compute)
     }
 
     /// The number that decides a row's next token, or one further ahead.

@@ -94,6 +94,20 @@ impl KvCache {
     /// Starts a forward pass over tokens at `positions` (rows, tokens), each row's next ones.
     pub(crate) fn begin(&mut self, positions: &Tensor) -> Result<CachePass<'_>> {
         let (rows, tokens) = positions.size2()?;
+        let used = self.used();
+        let writes = match self.lengths.iter().all(|&length| length == used) {
+            true => Writes::InStep(used),
+            false => {
+                let starts = Tensor::f_arange(rows, (Kind::Int64, self.device))?.f_mul_scalar(self.capacity)?;
+                Writes::Scattered(starts.f_unsqueeze(1)?.f_add(positions)?.f_flatten(0, 1)?)
+            }
+        };
+        self.advance(rows, tokens)?;
+        Ok(CachePass { cache: self, writes, keys: used + tokens })
+    }
+
+    /// Counts so many more tokens in each of its rows, for those who put their keys and values there themselves.
+    pub(crate) fn advance(&mut self, rows: i64, tokens: i64) -> Result<()> {
         let (used, capacity) = (self.used(), self.capacity);
         if rows as usize != self.lengths.len() {
             let held = self.lengths.len();
@@ -102,15 +116,19 @@ impl KvCache {
         if used + tokens > capacity {
             return Err(Error::Argument(format!("{used} + {tokens} tokens for a cache that holds {capacity}")));
         }
-        let writes = match self.lengths.iter().all(|&length| length == used) {
-            true => Writes::InStep(used),
-            false => {
-                let starts = Tensor::f_arange(rows, (Kind::Int64, self.device))?.f_mul_scalar(capacity)?;
-                Writes::Scattered(starts.f_unsqueeze(1)?.f_add(positions)?.f_flatten(0, 1)?)
-            }
-        };
         self.lengths.iter_mut().for_each(|length| *length += tokens);
-        Ok(CachePass { cache: self, writes, keys: used + tokens })
+        Ok(())
+    }
+
+    /// One layer's keys and values, (rows, capacity, key heads, head_dim).
+    pub(crate) fn layer(&self, layer: usize) -> [&Tensor; 2] {
+        let LayerCache { keys, values } = &self.layers[layer];
+        [keys, values]
+    }
+
+    /// The rotations at `positions` (batch, tokens); none where they depend on a sequence's length.
+    pub(crate) fn rotation(&self, positions: &Tensor) -> Result<Option<Rotation>> {
+        self.rotations.as_ref().map(|rotations| rotations.select(positions)).transpose()
     }
 
     /// Starts a forward pass over one row of prompts, which begin anew the rows that they are placed in.
@@ -173,15 +191,9 @@ impl CachePass<'_> {
         matches!(self.writes, Writes::Scattered(_))
     }
 
-    /// One layer's keys and values, (rows, capacity, key heads, head_dim), for those who put the pass's own there themselves.
-    pub(crate) fn layer(&self, layer: usize) -> [&Tensor; 2] {
-        let LayerCache { keys, values } = &self.cache.layers[layer];
-        [keys, values]
-    }
-
-    /// The rotations at `positions` (batch, tokens); none where they depend on a sequence's length.
-    pub(crate) fn rotation(&self, positions: &Tensor) -> Result<Option<Rotation>> {
-        self.cache.rotations.as_ref().map(|rotations| rotations.select(positions)).transpose()
+    /// The cache itself.
+    pub(crate) fn cache(&self) -> &KvCache {
+        self.cache
     }
 
     /// Stores one layer's keys and values (batch, tokens, key heads, head_dim), and returns what the pass attends to:

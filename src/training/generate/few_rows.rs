@@ -1,16 +1,13 @@
 //! Decoding a few rows on a CPU, where reading the weights is the work: see [`native::decode`](crate::native::decode).
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::{KvCache, Sampling};
+use super::KvCache;
 use crate::Result;
 use crate::model::Decoder;
 use crate::native::decode::{DecodedLayer, Linear, Places};
 use crate::native::fused::rms_norm;
 use crate::parameters::ParameterSet;
-
-/// Rows up to which reading the weights takes longer than the arithmetic.
-pub(crate) const MOST_ROWS: usize = 16;
 
 /// A decoder's weights for one token a row at a time. They stay where they are: nothing is copied, unless it is put in 8
 /// bits.
@@ -23,13 +20,6 @@ pub(super) struct FewRows {
 }
 
 impl FewRows {
-    /// Whether so many rows are decoded this way.
-    pub fn serves(decoder: &Decoder, rows: usize, sampling: &Sampling) -> bool {
-        let (compute, decoding) = (&sampling.compute, &sampling.decoding);
-        let by_choice = decoding.pack_weights && compute.is_fused(decoder.device) && rows <= MOST_ROWS;
-        decoder.device == Device::Cpu && (decoding.int8_weights || by_choice)
-    }
-
     /// Takes the layers' linear weights out of `weights`; an embedding that is the head as well stays there too.
     pub fn take_from(weights: &mut ParameterSet, decoder: &Decoder, int8: bool) -> Result<Self> {
         let linear = if int8 { Linear::quantized } else { Linear::new };
@@ -47,15 +37,15 @@ impl FewRows {
         let hidden = Tensor::f_embedding(&self.embedding, &tokens.f_squeeze_dim(1)?, -1, false, false)?;
         // Fresh memory, even where it is f32 already: the layers write to it.
         let hidden = hidden.f_to_kind(Kind::Float)?;
-        let pass = cache.begin(positions)?;
-        let rotation = match pass.rotation(positions)? {
+        cache.advance(positions.size()[0], 1)?;
+        let rotation = match cache.rotation(positions)? {
             Some(rotation) => rotation,
             None => decoder.rope.at(positions, Kind::Float)?,
         };
         let (positions, [cosine, sine]) = (positions.f_contiguous()?, rotation.contiguous()?);
         let places = Places { positions: &positions, cosine: &cosine, sine: &sine };
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.apply(&hidden, pass.layer(index), &places)?;
+            layer.apply(&hidden, cache.layer(index), &places)?;
         }
         rms_norm(&hidden, &self.last_norm, self.eps)
     }

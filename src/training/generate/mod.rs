@@ -12,6 +12,7 @@ mod packed;
 mod prefill;
 pub mod random;
 mod warpers;
+mod weights;
 
 use tch::Device;
 
@@ -19,11 +20,11 @@ use batch::Batch;
 pub(crate) use cache::CachePass;
 pub use cache::KvCache;
 pub use choice::{Choice, Chosen, choose};
-pub(crate) use few_rows::MOST_ROWS;
 pub use on_device::{Drawn, choose_on_device};
 pub use packed::PackedWeights;
 pub use prefill::PASS_TOKENS;
 pub use warpers::Warpers;
+pub(crate) use weights::Layout;
 
 use crate::model::{Compute, Decoder};
 use crate::parameters::ParameterSet;
@@ -94,6 +95,22 @@ impl Decoding {
         self.concurrent_responses.unwrap_or(usize::MAX).min(responses)
     }
 
+    /// Whether a model on this device can be decoded that way.
+    ///
+    /// # Errors
+    /// When it cannot, or a number that must be positive is 0.
+    pub fn check(&self, device: Device) -> Result<()> {
+        let numbers = [("concurrent_responses", self.concurrent_responses), ("look_every", self.look_every)];
+        if let Some((name, _)) = numbers.iter().find(|(_, number)| *number == Some(0)) {
+            return Err(Error::Argument(format!("{name}: expected a positive number, found 0")));
+        }
+        if self.int8_weights && device != Device::Cpu {
+            let message = format!("int8_weights: expected a model on a CPU, found one on {}", device::name(device));
+            return Err(Error::Argument(message));
+        }
+        Ok(())
+    }
+
     fn look_every(&self, device: Device) -> usize {
         self.look_every.unwrap_or(if device == Device::Cpu { 1 } else { GPU_LOOKS_EVERY })
     }
@@ -126,17 +143,7 @@ fn check(decoder: &Decoder, requests: &[Request], sampling: &Sampling) -> Result
     if let Choice::Sample(warpers) = &sampling.choice {
         warpers.check()?;
     }
-    for (name, number) in
-        [("concurrent_responses", sampling.decoding.concurrent_responses), ("look_every", sampling.decoding.look_every)]
-    {
-        if number == Some(0) {
-            return Err(Error::Argument(format!("{name}: expected a positive number, found 0")));
-        }
-    }
-    if sampling.decoding.int8_weights && decoder.device != Device::Cpu {
-        let message = format!("int8_weights: expected a model on a CPU, found one on {}", device::name(decoder.device));
-        return Err(Error::Argument(message));
-    }
+    sampling.decoding.check(decoder.device)?;
     for (index, request) in requests.iter().enumerate() {
         if request.prompt_ids.is_empty() {
             return Err(Error::Argument(format!(

@@ -2,15 +2,12 @@
 
 use std::collections::HashMap;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::Result;
 use crate::model::Decoder;
 use crate::native::PackedLinear;
 use crate::parameters::ParameterSet;
-
-/// Tokens from which on laying the weights out pays: it takes about as long as this many tokens save by it.
-const WORTHWHILE_TOKENS: usize = 12;
 
 /// The linear layers of a decoder layer. Those with one input become one, since each product costs a little time of its
 /// own whatever its size.
@@ -37,11 +34,6 @@ struct Packed {
 unsafe impl Sync for Packed {}
 
 impl PackedWeights {
-    /// Whether decoding so many tokens with this decoder gains by it.
-    pub fn pay(decoder: &Decoder, new_tokens: usize) -> bool {
-        decoder.device == Device::Cpu && new_tokens >= WORTHWHILE_TOKENS
-    }
-
     /// Takes the linear layers' weights out of `weights`, one by one, for batches of `rows` rows. An embedding that is the
     /// head as well stays there too.
     pub fn take_from(weights: &mut ParameterSet, decoder: &Decoder, rows: i64) -> Result<Self> {

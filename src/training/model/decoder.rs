@@ -211,7 +211,7 @@ impl Decoder {
         compute: &Compute,
     ) -> Result<Pass<'a>> {
         let attention_kind = attention_kind(self.device, compute.kind);
-        let cached_rotation = cache.map(|cache| cache.rotation(&input.positions)).transpose()?.flatten();
+        let cached_rotation = cache.map(|pass| pass.cache().rotation(&input.positions)).transpose()?.flatten();
         let rotation = match cached_rotation {
             Some(rotation) => rotation,
             None => self.rope.at(&input.positions, attention_kind)?,

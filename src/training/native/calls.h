@@ -19,16 +19,19 @@ const Table& best(const Table& baseline, const Table& avx2, const Table& avx512)
         return avx512;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2 : baseline;
 }
-#endif
 
 inline const Kernels& kernels() {
-#if defined(SAPO_X86_64)
     static const Kernels& chosen = best(kernels_baseline, kernels_avx2, kernels_avx512);
     return chosen;
-#else
-    return kernels_baseline;
-#endif
 }
+inline const Decoding& decoding() {
+    static const Decoding& chosen = best(decoding_baseline, decoding_avx2, decoding_avx512);
+    return chosen;
+}
+#else
+inline const Kernels& kernels() { return kernels_baseline; }
+inline const Decoding& decoding() { return decoding_baseline; }
+#endif
 
 template <typename T>
 T* data(const at::Tensor& tensor) { return static_cast<T*>(tensor.data_ptr()); }

@@ -9,15 +9,6 @@
 
 namespace {
 
-const Decoding& decoding() {
-#if defined(SAPO_X86_64)
-    static const Decoding& chosen = best(decoding_baseline, decoding_avx2, decoding_avx512);
-    return chosen;
-#else
-    return decoding_baseline;
-#endif
-}
-
 const Elementwise<float>& elementwise() { return kernels().float32; }
 
 void multiply(const Product<float>& product, int64_t begin, int64_t end) { decoding().float32(product, begin, end); }
