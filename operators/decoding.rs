@@ -24,21 +24,25 @@ pub struct DecodingConfig {
     /// Decode with linear layers' weights in 8 bits, on a CPU: half the reading of bfloat16, a quarter of float32's. What is
     /// generated comes from another, nearby model, and so do log-probabilities of it; off-policy data tolerates that.
     pub int8_weights: bool,
+    /// On a GPU, record the work of a token once and launch it as a whole, where launching its kernels one by one takes longer
+    /// than they do. Attention then reads up to 255 tokens more, through a mask. Has not been tried on a GPU yet.
+    pub cuda_graphs: bool,
 }
 
 impl Default for DecodingConfig {
     fn default() -> Self {
-        let Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights } =
+        let Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs } =
             Decoding::default();
-        DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights }
+        DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs }
     }
 }
 
 impl DecodingConfig {
     /// As the training core takes it.
     pub fn settings(self) -> Decoding {
-        let DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights } = self;
-        Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights }
+        let DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs } =
+            self;
+        Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs }
     }
 
     /// What is wrong with it.
@@ -46,7 +50,13 @@ impl DecodingConfig {
         let numbers =
             [("decoding.concurrent_responses", self.concurrent_responses), ("decoding.look_every", self.look_every)];
         let zeros = numbers.into_iter().filter(|(_, number)| *number == Some(0));
-        zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")).collect()
+        let mut issues: Vec<ConfigIssue> =
+            zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")).collect();
+        if self.cuda_graphs && self.look_every == Some(1) {
+            let message = "has no effect: with `look_every: 1` the host draws each token";
+            issues.push(ConfigIssue::new("decoding.cuda_graphs", message));
+        }
+        issues
     }
 }
 
@@ -74,5 +84,12 @@ mod tests {
         let issues = config("{concurrent_responses: 0, look_every: 0}").issues();
         let keys: Vec<&str> = issues.iter().map(|issue| issue.key.as_str()).collect();
         assert_eq!(keys, ["decoding.concurrent_responses", "decoding.look_every"]);
+    }
+
+    #[test]
+    fn nothing_is_recorded_where_the_host_draws() {
+        assert!(config("{cuda_graphs: true}").issues().is_empty());
+        let issues = config("{cuda_graphs: true, look_every: 1}").issues();
+        assert_eq!(issues[0].key, "decoding.cuda_graphs");
     }
 }

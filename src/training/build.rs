@@ -24,7 +24,7 @@ fn main() {
         println!("cargo:rerun-if-changed=native/{header}");
     }
     let x86_64 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-    for name in ["ops.cpp", "fused.cpp", "decode.cpp"] {
+    for name in ["ops.cpp", "fused.cpp", "decode.cpp", "graph.cpp"] {
         let mut build = compiler(name);
         if x86_64 {
             build.define("SAPO_X86_64", None);

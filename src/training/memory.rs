@@ -210,6 +210,8 @@ impl Footprint<'_> {
         let cache = rows * tokens * layers * 2 * keys * bytes(attention_kind(self.device, self.kind));
         let logits = rows * config.vocab_size as u64 * (FLOAT + bytes(self.kind));
         let pass = (rows * tokens).min(tokens.max(PASS_TOKENS as u64));
+        // Recorded work keeps its own, whatever else is under way.
+        let logits = if decoding.cuda_graphs { 2 * logits } else { logits };
         let freed = if rows == responses { self.copies(self.layer_parameters()) } else { 0 };
         let weights = match decoding.layout(self.device, self.kernels, rows as usize, tokens as usize) {
             Layout::Plain | Layout::InPlace => self.copies(self.parameters()),

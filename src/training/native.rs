@@ -1,8 +1,10 @@
-//! Operators of libtorch that tch does not bind, by way of `native/ops.cpp`; and single passes over memory for what it
-//! does in many on a CPU, by way of `native/fused.cpp`; and decoding there, by way of `native/decode.cpp`.
+//! Operators of libtorch that tch does not bind, by way of `native/ops.cpp`; single passes over memory for what it does in
+//! many on a CPU, by way of `native/fused.cpp`; decoding there, by way of `native/decode.cpp`; and CUDA graphs, by way of
+//! `native/graph.cpp`.
 
 pub mod decode;
 pub mod fused;
+pub mod graph;
 
 use std::ffi::{CStr, c_char};
 use std::ptr;

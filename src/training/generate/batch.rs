@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::choice::{host_floats, host_ids, not_finite};
 use super::on_device::Drawn;
 use super::prefill::{Prompt, prefill};
+use super::recorded::{Fed, TokenWork, keys_for};
 use super::weights::DecodingWeights;
 use super::{Chosen, Generation, KvCache, Request, Sampling, choose, choose_on_device, random};
 use crate::Result;
@@ -35,6 +36,8 @@ pub(super) struct Batch<'a> {
     cache: KvCache,
     /// The last hidden state of each row, (rows, hidden_size).
     hidden: Tensor,
+    /// With `cuda_graphs`: the work of a token, once there has been one.
+    recorded: Option<TokenWork>,
 }
 
 impl<'a> Batch<'a> {
@@ -80,6 +83,7 @@ impl<'a> Batch<'a> {
             active,
             cache,
             hidden,
+            recorded: None,
         })
     }
 
@@ -133,16 +137,44 @@ impl<'a> Batch<'a> {
             .collect();
         let draws = upload(&draws, self.decoder.device)?.f_view([tokens as i64, rows as i64])?;
         let mut positions = self.positions()?;
-        let mut hidden = self.hidden.shallow_clone();
         let mut drawn: Vec<Drawn> = Vec::with_capacity(tokens);
         for ahead in 0..tokens {
-            if let Some(last) = drawn.last() {
-                hidden = self.feed(&last.tokens.f_unsqueeze(1)?, &positions)?;
-                positions = positions.f_add_scalar(1)?;
-            }
             let draws = draws.f_select(0, ahead as i64)?;
-            drawn.push(choose_on_device(&self.logits(&hidden)?, &self.sampling.choice, &draws, whole)?);
+            let next = match drawn.last() {
+                None => choose_on_device(&self.logits(&self.hidden)?, &self.sampling.choice, &draws, whole)?,
+                Some(last) => {
+                    let fed = Fed { tokens: last.tokens.f_unsqueeze(1)?, positions: positions.shallow_clone(), draws };
+                    positions = positions.f_add_scalar(1)?;
+                    self.draw_next(fed, whole)?
+                }
+            };
+            drawn.push(next);
         }
+        Ok(drawn)
+    }
+
+    /// Feeds one token a row, and draws the next.
+    fn draw_next(&mut self, fed: Fed, whole: bool) -> Result<Drawn> {
+        if !self.sampling.decoding.cuda_graphs || whole {
+            let hidden = self.feed(&fed.tokens, &fed.positions)?;
+            return choose_on_device(&self.logits(&hidden)?, &self.sampling.choice, &fed.draws, whole);
+        }
+        let (rows, used) = (self.active.len() as i64, self.cache.used() + 1);
+        let recorded = self.recorded.take().filter(|recorded| recorded.serves(rows, used));
+        let keys = recorded.as_ref().map_or_else(|| keys_for(used, self.cache.capacity()), |recorded| recorded.keys);
+        let (decoder, compute) = (self.decoder, &self.sampling.compute);
+        let work = |fed: &Fed| {
+            let pass = self.cache.at(&fed.positions, keys)?;
+            let hidden = self.decoding_weights.feed_into(decoder, &fed.tokens, &fed.positions, &pass, compute)?;
+            choose_on_device(&self.logits(&hidden)?, &self.sampling.choice, &fed.draws, false)
+        };
+        let mut recorded = match recorded {
+            Some(recorded) => recorded,
+            None => TokenWork::record(decoder.device, &fed, keys, work)?,
+        };
+        let drawn = recorded.again(&fed, work)?;
+        self.recorded = Some(recorded);
+        self.cache.advance(rows, 1)?;
         Ok(drawn)
     }
 

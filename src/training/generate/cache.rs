@@ -81,6 +81,11 @@ impl KvCache {
         self.lengths.iter().copied().max().unwrap_or(0)
     }
 
+    /// Slots of a row.
+    pub(crate) fn capacity(&self) -> i64 {
+        self.capacity
+    }
+
     /// Slots that are left in the longest row.
     pub(crate) fn left(&self) -> i64 {
         self.capacity - self.used()
@@ -97,13 +102,23 @@ impl KvCache {
         let used = self.used();
         let writes = match self.lengths.iter().all(|&length| length == used) {
             true => Writes::InStep(used),
-            false => {
-                let starts = Tensor::f_arange(rows, (Kind::Int64, self.device))?.f_mul_scalar(self.capacity)?;
-                Writes::Scattered(starts.f_unsqueeze(1)?.f_add(positions)?.f_flatten(0, 1)?)
-            }
+            false => Writes::Scattered(self.slots(positions)?),
         };
         self.advance(rows, tokens)?;
         Ok(CachePass { cache: self, writes, keys: used + tokens })
+    }
+
+    /// A pass over tokens at `positions` (rows, tokens) in which nothing depends on how many tokens there are, so that it can
+    /// be recorded: a mask hides what of `keys` slots lies behind a row's token. The tokens are not counted.
+    pub(crate) fn at(&self, positions: &Tensor, keys: i64) -> Result<CachePass<'_>> {
+        Ok(CachePass { cache: self, writes: Writes::Scattered(self.slots(positions)?), keys })
+    }
+
+    /// Slots, counted through all rows, of tokens at `positions` (rows, tokens): (rows * tokens,).
+    fn slots(&self, positions: &Tensor) -> Result<Tensor> {
+        let rows = positions.size()[0];
+        let starts = Tensor::f_arange(rows, (Kind::Int64, self.device))?.f_mul_scalar(self.capacity)?;
+        Ok(starts.f_unsqueeze(1)?.f_add(positions)?.f_flatten(0, 1)?)
     }
 
     /// Counts so many more tokens in each of its rows, for those who put their keys and values there themselves.

@@ -11,6 +11,7 @@ mod on_device;
 mod packed;
 mod prefill;
 pub mod random;
+mod recorded;
 mod warpers;
 mod weights;
 
@@ -71,6 +72,9 @@ pub struct Decoding {
     /// Whether responses are decoded with linear layers' weights in 8 bits, on a CPU: half the reading of bfloat16, and
     /// another, nearby model. Prompts go through the weights as they are.
     pub int8_weights: bool,
+    /// Whether the tokens between two looks are drawn by work that a GPU has recorded once and launches as a whole, instead
+    /// of kernel by kernel. Attention then reads up to 255 slots more, through a mask. A CPU does the same work anew.
+    pub cuda_graphs: bool,
 }
 
 impl Default for Decoding {
@@ -82,6 +86,7 @@ impl Default for Decoding {
             look_every: None,
             pack_weights: true,
             int8_weights: false,
+            cuda_graphs: false,
         }
     }
 }
@@ -95,11 +100,11 @@ impl Decoding {
         self.concurrent_responses.unwrap_or(usize::MAX).min(responses)
     }
 
-    /// Whether a model on this device can be decoded that way.
+    /// Whether a decoder can work that way on a device; its own plays no part.
     ///
     /// # Errors
     /// When it cannot, or a number that must be positive is 0.
-    pub fn check(&self, device: Device) -> Result<()> {
+    pub fn check(&self, decoder: &Decoder, device: Device) -> Result<()> {
         let numbers = [("concurrent_responses", self.concurrent_responses), ("look_every", self.look_every)];
         if let Some((name, _)) = numbers.iter().find(|(_, number)| *number == Some(0)) {
             return Err(Error::Argument(format!("{name}: expected a positive number, found 0")));
@@ -107,6 +112,10 @@ impl Decoding {
         if self.int8_weights && device != Device::Cpu {
             let message = format!("int8_weights: expected a model on a CPU, found one on {}", device::name(device));
             return Err(Error::Argument(message));
+        }
+        if self.cuda_graphs && decoder.rope.depends_on_length() {
+            let message = "cuda_graphs: expected rotary embeddings that are the same for sequences of any length";
+            return Err(Error::Argument(message.into()));
         }
         Ok(())
     }
@@ -143,7 +152,7 @@ fn check(decoder: &Decoder, requests: &[Request], sampling: &Sampling) -> Result
     if let Choice::Sample(warpers) = &sampling.choice {
         warpers.check()?;
     }
-    sampling.decoding.check(decoder.device)?;
+    sampling.decoding.check(decoder, decoder.device)?;
     for (index, request) in requests.iter().enumerate() {
         if request.prompt_ids.is_empty() {
             return Err(Error::Argument(format!(

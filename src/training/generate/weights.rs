@@ -3,10 +3,10 @@
 use tch::{Device, Tensor};
 
 use super::few_rows::FewRows;
-use super::{Decoding, KvCache, PackedWeights};
-use crate::Result;
+use super::{CachePass, Decoding, KvCache, PackedWeights};
 use crate::model::{AttentionMask, Compute, Decoder, Kernels, ModelInput};
 use crate::parameters::ParameterSet;
+use crate::{Error, Result};
 
 /// Rows up to which reading the weights takes longer than the arithmetic.
 const MOST_ROWS: usize = 16;
@@ -32,6 +32,7 @@ impl Decoding {
     pub(crate) fn layout(&self, device: Device, kernels: Kernels, rows: usize, new_tokens: usize) -> Layout {
         match device {
             Device::Cpu if self.int8_weights => Layout::Int8,
+            _ if self.cuda_graphs => Layout::Plain,
             Device::Cpu if !self.pack_weights => Layout::Plain,
             Device::Cpu if kernels == Kernels::Fused && rows <= MOST_ROWS => Layout::InPlace,
             Device::Cpu if new_tokens >= WORTHWHILE_TOKENS => Layout::Packed,
@@ -74,13 +75,25 @@ impl DecodingWeights {
     ) -> Result<Tensor> {
         match self {
             DecodingWeights::FewRows(few_rows) => few_rows.feed(decoder, tokens, positions, cache),
-            DecodingWeights::Whole(weights, packed) => {
-                let (ids, positions) = (tokens.shallow_clone(), positions.shallow_clone());
-                let input = ModelInput { ids, positions, mask: AttentionMask::Causal };
-                let hidden = decoder.hidden_states_with(weights, packed, &input, Some(cache), compute)?;
-                Ok(hidden.f_squeeze_dim(1)?)
-            }
+            DecodingWeights::Whole(..) => self.feed_into(decoder, tokens, positions, &cache.begin(positions)?, compute),
         }
+    }
+
+    /// The same without a word about how many tokens `pass` finds, or who counts them: see [`KvCache::at`].
+    pub fn feed_into(
+        &self,
+        decoder: &Decoder,
+        tokens: &Tensor,
+        positions: &Tensor,
+        pass: &CachePass,
+        compute: &Compute,
+    ) -> Result<Tensor> {
+        let DecodingWeights::Whole(weights, packed) = self else {
+            return Err(Error::Argument("cuda_graphs: expected no int8_weights".into()));
+        };
+        let (ids, positions) = (tokens.shallow_clone(), positions.shallow_clone());
+        let input = ModelInput { ids, positions, mask: AttentionMask::Causal };
+        Ok(decoder.hidden_states_in(weights, packed, &input, Some(pass), compute)?.f_squeeze_dim(1)?)
     }
 
     /// The head on hidden states (rows, hidden_size): logits (rows, vocab_size) as f32.
@@ -89,19 +102,5 @@ impl DecodingWeights {
             DecodingWeights::FewRows(few_rows) => few_rows.logits(hidden),
             DecodingWeights::Whole(weights, packed) => decoder.logits_with(weights, packed, hidden, compute),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gpu_has_no_8_bit_weights() {
-        let decoding = Decoding { int8_weights: true, ..Decoding::default() };
-        decoding.check(Device::Cpu).unwrap();
-        let error = decoding.check(Device::Cuda(1)).unwrap_err().to_string();
-        assert_eq!(error, "int8_weights: expected a model on a CPU, found one on cuda:1");
-        assert_eq!(Decoding::default().layout(Device::Cuda(1), Kernels::Fused, 1, 64), Layout::Plain);
     }
 }

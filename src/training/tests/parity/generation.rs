@@ -1,6 +1,7 @@
 //! Generation by the golden models.
 
 use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, Warpers, generate};
+use sapo_flow_training::model::rope::RopeScaling;
 use sapo_flow_training::model::{Compute, Decoder, Model};
 use tch::{Device, Kind};
 
@@ -43,6 +44,11 @@ fn ways() -> Vec<Decoding> {
         [(1, Some(1)), (1, Some(2)), (1, None), (5, Some(2)), (2, None), (100, Some(1)), (100, None)]
     {
         ways.push(Decoding { concurrent_responses, look_every: Some(look_every), ..Decoding::default() });
+    }
+    // Rows that leave, that others take the place of, and that all come to their end between two looks.
+    for (look_every, concurrent_responses) in [(2, None), (5, Some(2)), (100, None)] {
+        let decoding = Decoding { concurrent_responses, look_every: Some(look_every), ..Decoding::default() };
+        ways.push(Decoding { cuda_graphs: true, ..decoding });
     }
     ways
 }
@@ -235,12 +241,34 @@ fn fewer_bits_are_near() {
     near(F32, Decoding { pack_weights: false, concurrent_responses: Some(1), ..int8 }, 0.1);
 }
 
+/// Over more slots than one recording has.
 #[test]
-fn eight_bits_are_for_cpus() {
+fn recorded_work_serves_long_responses() {
     let (model, prompts, _) = cases().next().unwrap();
-    let decoder = Decoder::new(model.decoder.config.clone(), Device::Cuda(0)).unwrap();
-    let decoding = Decoding { int8_weights: true, ..Decoding::default() };
-    let sampling = Sampling { choice: Choice::Greedy, eos_ids: vec![], compute: F32, decoding };
-    let error = generate(&decoder, &model.parameters, &requests(&prompts, 1), &sampling).unwrap_err();
-    assert!(error.to_string().contains("int8_weights: expected a model on a CPU, found one on cuda:0"), "{error}");
+    let requests = requests(&prompts, 300);
+    let plain = run(&model, &requests, Choice::Greedy, &[]);
+    let decoding = Decoding { cuda_graphs: true, look_every: Some(64), ..Decoding::default() };
+    let recorded = run_by(&model, &requests, Choice::Greedy, &[], decoding);
+    for (plain, recorded) in plain.iter().zip(&recorded) {
+        assert_eq!(plain.tokens, recorded.tokens);
+    }
+}
+
+#[test]
+fn ways_that_a_model_cannot_go_are_refused() {
+    let (model, prompts, _) = cases().next().unwrap();
+    let refused = |decoder: Decoder, decoding: Decoding| {
+        let sampling = Sampling { choice: Choice::Greedy, eos_ids: vec![], compute: F32, decoding };
+        generate(&decoder, &model.parameters, &requests(&prompts, 1), &sampling).unwrap_err().to_string()
+    };
+    let mut config = model.decoder.config.clone();
+    let on_gpu = Decoder::new(config.clone(), Device::Cuda(0)).unwrap();
+    let error = refused(on_gpu, Decoding { int8_weights: true, ..Decoding::default() });
+    assert!(error.contains("int8_weights: expected a model on a CPU, found one on cuda:0"), "{error}");
+    config.rope.scaling = RopeScaling::Dynamic { factor: 2.0 };
+    let error = refused(
+        Decoder::new(config, Device::Cpu).unwrap(),
+        Decoding { cuda_graphs: true, look_every: Some(2), ..Decoding::default() },
+    );
+    assert!(error.contains("cuda_graphs: expected rotary embeddings that are the same for sequences"), "{error}");
 }
