@@ -119,9 +119,6 @@ impl PlannedModel {
     ) -> Result<Option<Memory>, OperatorError> {
         let Some((model, _)) = PlannedModel::arriving(context, "weights")? else { return Ok(None) };
         decoding.check(&model.decoder, model.device)?;
-        if decoding.cuda_graphs && model.device == Device::Cpu {
-            return Err("cuda_graphs: expected a model on a GPU, found one on cpu".into());
-        }
         let footprint = model.footprint();
         let working =
             |rows| model.memory(0, emits, |prompt, response| footprint.generating(rows, prompt + response, decoding));

@@ -1,7 +1,7 @@
 //! How a sampler arranges its work: the keys that operators which generate have in common.
 
 use sapo_flow_engine::operator::ConfigIssue;
-use sapo_flow_training::generate::Decoding;
+use sapo_flow_training::generate::{Decoding, Recording};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -31,8 +31,9 @@ pub struct DecodingConfig {
 
 impl Default for DecodingConfig {
     fn default() -> Self {
-        let Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs } =
+        let Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, recording } =
             Decoding::default();
+        let cuda_graphs = recording == Recording::CudaGraph;
         DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs }
     }
 }
@@ -40,9 +41,9 @@ impl Default for DecodingConfig {
 impl DecodingConfig {
     /// As the training core takes it.
     pub fn settings(self) -> Decoding {
-        let DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs } =
-            self;
-        Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs }
+        let DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, .. } = self;
+        let recording = if self.cuda_graphs { Recording::CudaGraph } else { Recording::None };
+        Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, recording }
     }
 
     /// What is wrong with it.
@@ -77,6 +78,7 @@ mod tests {
         assert_eq!(plain, expected);
         let quantized = Decoding { int8_weights: true, ..Decoding::default() };
         assert_eq!(config("{int8_weights: true}").settings(), quantized);
+        assert_eq!(config("{cuda_graphs: true}").settings().recording, Recording::CudaGraph);
     }
 
     #[test]

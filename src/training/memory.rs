@@ -29,7 +29,7 @@
 use tch::{Device, Kind};
 
 use crate::blocks::DEVICE_BLOCK;
-use crate::generate::{Decoding, Layout, PASS_TOKENS};
+use crate::generate::{Decoding, Layout, PASS_TOKENS, Recording};
 use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
 use crate::model::{Compute, Decoder, Kernels, attention_kind};
 use crate::optim::Rule;
@@ -211,7 +211,7 @@ impl Footprint<'_> {
         let logits = rows * config.vocab_size as u64 * (FLOAT + bytes(self.kind));
         let pass = (rows * tokens).min(tokens.max(PASS_TOKENS as u64));
         // Recorded work keeps its own, whatever else is under way.
-        let logits = if decoding.cuda_graphs { 2 * logits } else { logits };
+        let logits = if decoding.recording == Recording::CudaGraph { 2 * logits } else { logits };
         let freed = if rows == responses { self.copies(self.layer_parameters()) } else { 0 };
         let weights = match decoding.layout(self.device, self.kernels, rows as usize, tokens as usize) {
             Layout::Plain | Layout::InPlace => self.copies(self.parameters()),

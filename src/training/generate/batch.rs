@@ -9,7 +9,7 @@ use super::on_device::Drawn;
 use super::prefill::{Prompt, prefill};
 use super::recorded::{Fed, TokenWork, keys_for};
 use super::weights::DecodingWeights;
-use super::{Chosen, Generation, KvCache, Request, Sampling, choose, choose_on_device, random};
+use super::{Chosen, Generation, KvCache, Recording, Request, Sampling, choose, choose_on_device, random};
 use crate::Result;
 use crate::device::upload;
 use crate::model::Decoder;
@@ -36,7 +36,7 @@ pub(super) struct Batch<'a> {
     cache: KvCache,
     /// The last hidden state of each row, (rows, hidden_size).
     hidden: Tensor,
-    /// With `cuda_graphs`: the work of a token, once there has been one.
+    /// The work of a token, once it has been recorded.
     recorded: Option<TokenWork>,
 }
 
@@ -155,7 +155,8 @@ impl<'a> Batch<'a> {
 
     /// Feeds one token a row, and draws the next.
     fn draw_next(&mut self, fed: Fed, whole: bool) -> Result<Drawn> {
-        if !self.sampling.decoding.cuda_graphs || whole {
+        let recording = self.sampling.decoding.recording;
+        if recording == Recording::None || whole {
             let hidden = self.feed(&fed.tokens, &fed.positions)?;
             return choose_on_device(&self.logits(&hidden)?, &self.sampling.choice, &fed.draws, whole);
         }
@@ -170,7 +171,7 @@ impl<'a> Batch<'a> {
         };
         let mut recorded = match recorded {
             Some(recorded) => recorded,
-            None => TokenWork::record(decoder.device, &fed, keys, work)?,
+            None => TokenWork::record(recording, decoder.device, &fed, keys, work)?,
         };
         let drawn = recorded.again(&fed, work)?;
         self.recorded = Some(recorded);

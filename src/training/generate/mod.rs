@@ -72,9 +72,21 @@ pub struct Decoding {
     /// Whether responses are decoded with linear layers' weights in 8 bits, on a CPU: half the reading of bfloat16, and
     /// another, nearby model. Prompts go through the weights as they are.
     pub int8_weights: bool,
-    /// Whether the tokens between two looks are drawn by work that a GPU has recorded once and launches as a whole, instead
-    /// of kernel by kernel. Attention then reads up to 255 slots more, through a mask. A CPU does the same work anew.
-    pub cuda_graphs: bool,
+    /// Whether the tokens between two looks are drawn by work in fixed places. Attention then reads up to 255 slots more,
+    /// through a mask.
+    pub recording: Recording,
+}
+
+/// How the work of a token is repeated for the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recording {
+    /// As any other work: kernel by kernel, where rows are as long as they are.
+    #[default]
+    None,
+    /// A GPU has recorded it once, and launches it as a whole.
+    CudaGraph,
+    /// What would be recorded is done anew each time, on any device: nothing is gained, but it can be compared.
+    Repeated,
 }
 
 impl Default for Decoding {
@@ -86,7 +98,7 @@ impl Default for Decoding {
             look_every: None,
             pack_weights: true,
             int8_weights: false,
-            cuda_graphs: false,
+            recording: Recording::None,
         }
     }
 }
@@ -113,7 +125,10 @@ impl Decoding {
             let message = format!("int8_weights: expected a model on a CPU, found one on {}", device::name(device));
             return Err(Error::Argument(message));
         }
-        if self.cuda_graphs && decoder.rope.depends_on_length() {
+        if self.recording == Recording::CudaGraph && device == Device::Cpu {
+            return Err(Error::Argument("cuda_graphs: expected a model on a GPU, found one on cpu".into()));
+        }
+        if self.recording != Recording::None && decoder.rope.depends_on_length() {
             let message = "cuda_graphs: expected rotary embeddings that are the same for sequences of any length";
             return Err(Error::Argument(message.into()));
         }

@@ -3,6 +3,7 @@
 
 use tch::{Device, Tensor};
 
+use super::Recording;
 use super::on_device::Drawn;
 use crate::Result;
 use crate::native::graph::Graph;
@@ -37,7 +38,7 @@ impl Fed {
 
 /// A token's work for a number of rows, over a number of the cache's slots.
 pub(super) struct TokenWork {
-    /// None on a CPU, which does the work anew each time: nothing is gained there, but everything else is the same.
+    /// None where the work is done anew each time.
     graph: Option<Graph>,
     fed: Fed,
     drawn: Drawn,
@@ -52,11 +53,17 @@ pub(super) fn keys_for(used: i64, capacity: i64) -> i64 {
 
 impl TokenWork {
     /// Records `work` on these rows over `keys` slots, on their device.
-    pub fn record(device: Device, fed: &Fed, keys: i64, work: impl Fn(&Fed) -> Result<Drawn>) -> Result<Self> {
+    pub fn record(
+        recording: Recording,
+        device: Device,
+        fed: &Fed,
+        keys: i64,
+        work: impl Fn(&Fed) -> Result<Drawn>,
+    ) -> Result<Self> {
         let fed = fed.copy()?;
         // To do it once changes nothing: keys and values go where they will go again.
         let drawn = work(&fed)?;
-        if device == Device::Cpu {
+        if recording != Recording::CudaGraph {
             return Ok(TokenWork { graph: None, fed, drawn, keys });
         }
         let (graph, drawn) = Graph::record(device, || work(&fed))?;

@@ -3,7 +3,7 @@
 use tch::{Device, Tensor};
 
 use super::few_rows::FewRows;
-use super::{CachePass, Decoding, KvCache, PackedWeights};
+use super::{CachePass, Decoding, KvCache, PackedWeights, Recording};
 use crate::model::{AttentionMask, Compute, Decoder, Kernels, ModelInput};
 use crate::parameters::ParameterSet;
 use crate::{Error, Result};
@@ -32,7 +32,7 @@ impl Decoding {
     pub(crate) fn layout(&self, device: Device, kernels: Kernels, rows: usize, new_tokens: usize) -> Layout {
         match device {
             Device::Cpu if self.int8_weights => Layout::Int8,
-            _ if self.cuda_graphs => Layout::Plain,
+            _ if self.recording != Recording::None => Layout::Plain,
             Device::Cpu if !self.pack_weights => Layout::Plain,
             Device::Cpu if kernels == Kernels::Fused && rows <= MOST_ROWS => Layout::InPlace,
             Device::Cpu if new_tokens >= WORTHWHILE_TOKENS => Layout::Packed,

@@ -1,6 +1,6 @@
 //! Generation by the golden models.
 
-use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, Warpers, generate};
+use sapo_flow_training::generate::{Choice, Decoding, Generation, Recording, Request, Sampling, Warpers, generate};
 use sapo_flow_training::model::rope::RopeScaling;
 use sapo_flow_training::model::{Compute, Decoder, Model};
 use tch::{Device, Kind};
@@ -48,7 +48,7 @@ fn ways() -> Vec<Decoding> {
     // Rows that leave, that others take the place of, and that all come to their end between two looks.
     for (look_every, concurrent_responses) in [(2, None), (5, Some(2)), (100, None)] {
         let decoding = Decoding { concurrent_responses, look_every: Some(look_every), ..Decoding::default() };
-        ways.push(Decoding { cuda_graphs: true, ..decoding });
+        ways.push(Decoding { recording: Recording::Repeated, ..decoding });
     }
     ways
 }
@@ -247,7 +247,7 @@ fn recorded_work_serves_long_responses() {
     let (model, prompts, _) = cases().next().unwrap();
     let requests = requests(&prompts, 300);
     let plain = run(&model, &requests, Choice::Greedy, &[]);
-    let decoding = Decoding { cuda_graphs: true, look_every: Some(64), ..Decoding::default() };
+    let decoding = Decoding { recording: Recording::Repeated, look_every: Some(64), ..Decoding::default() };
     let recorded = run_by(&model, &requests, Choice::Greedy, &[], decoding);
     for (plain, recorded) in plain.iter().zip(&recorded) {
         assert_eq!(plain.tokens, recorded.tokens);
@@ -265,10 +265,10 @@ fn ways_that_a_model_cannot_go_are_refused() {
     let on_gpu = Decoder::new(config.clone(), Device::Cuda(0)).unwrap();
     let error = refused(on_gpu, Decoding { int8_weights: true, ..Decoding::default() });
     assert!(error.contains("int8_weights: expected a model on a CPU, found one on cuda:0"), "{error}");
+    let graphs = Decoding { recording: Recording::CudaGraph, ..Decoding::default() };
+    let error = refused(Decoder::new(config.clone(), Device::Cpu).unwrap(), graphs);
+    assert!(error.contains("cuda_graphs: expected a model on a GPU, found one on cpu"), "{error}");
     config.rope.scaling = RopeScaling::Dynamic { factor: 2.0 };
-    let error = refused(
-        Decoder::new(config, Device::Cpu).unwrap(),
-        Decoding { cuda_graphs: true, look_every: Some(2), ..Decoding::default() },
-    );
+    let error = refused(Decoder::new(config, Device::Cuda(0)).unwrap(), graphs);
     assert!(error.contains("cuda_graphs: expected rotary embeddings that are the same for sequences"), "{error}");
 }
