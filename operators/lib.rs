@@ -129,6 +129,36 @@ mod tests {
         }
     }
 
+    /// Threads are told by their names, which they have from the one that made them.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_released_team_is_gone() {
+        use sapo_flow_engine::runtime::openmp::release_team;
+        use tch::{Device, Kind, Tensor};
+
+        fn threads() -> usize {
+            let named = |entry: std::io::Result<std::fs::DirEntry>| {
+                std::fs::read_to_string(entry.ok()?.path().join("comm")).ok().filter(|name| name.trim() == "teams")
+            };
+            std::fs::read_dir("/proc/self/task").unwrap().filter_map(named).count()
+        }
+        let work = || {
+            sapo_flow_training::device::set_threads(3);
+            let alone = threads();
+            let numbers = Tensor::ones([1 << 22], (Kind::Float, Device::Cpu));
+            assert_eq!(numbers.sum(Kind::Float).double_value(&[]), f64::from(1 << 22));
+            assert_eq!(threads(), alone + 2, "three threads work");
+            release_team();
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while threads() > alone && std::time::Instant::now() < deadline {}
+            assert_eq!(threads(), alone);
+            // And what comes next has a team again.
+            assert_eq!(numbers.sum(Kind::Float).double_value(&[]), f64::from(1 << 22));
+            assert_eq!(threads(), alone + 2);
+        };
+        std::thread::Builder::new().name("teams".into()).spawn(work).unwrap().join().unwrap();
+    }
+
     /// Help, editors and `expand` read defaults from the schemas.
     #[test]
     fn every_key_that_may_be_left_out_shows_its_default() {

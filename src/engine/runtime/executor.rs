@@ -14,6 +14,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use timely::scheduling::SyncActivator;
 
 use super::RunError;
+use super::openmp;
 use super::processor;
 use super::timeline::{Track, Work};
 use crate::operator::{Inputs, Operator, OperatorError, Outputs};
@@ -120,6 +121,7 @@ impl Executor {
                 if !answers.send(answer) || failed {
                     break;
                 }
+                openmp::release_team();
             }
         };
         DeviceThread::spawn(node, body).map(Executor::Device).map_err(|error| RunError::node(node, error.into()))

@@ -24,6 +24,7 @@ pub mod disk;
 pub mod event;
 pub mod executor;
 pub mod node;
+pub mod openmp;
 pub mod processor;
 pub mod relation;
 pub mod render;
@@ -246,6 +247,8 @@ fn executors(
             Placement::Device => Executor::on_thread(&node.name, built.operator, track),
         }
     };
+    // Validation and building may have left one.
+    openmp::release_team();
     graph.nodes.iter().enumerate().zip(operators).map(place).collect()
 }
 
