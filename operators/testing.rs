@@ -1,10 +1,12 @@
 //! What the operators' unit tests share: building an operator outside a pipeline, and small records.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Define, Metrics, OperatorError, Pair, Prompt, RunSettings};
+
+use crate::data::{Columns, OnError, Part, Paths, Settings};
 
 /// A run directory with what an operator is built from.
 pub struct Harness {
@@ -85,6 +87,20 @@ impl Harness {
 /// A set of metrics.
 pub fn metrics(values: &[(&str, f64)]) -> Arc<Metrics> {
     Arc::new(Metrics { values: values.iter().map(|(name, value)| (name.to_string(), *value)).collect() })
+}
+
+/// The plainest settings: all rows, of which none may be unusable.
+pub fn all_rows<'a>(paths: &'a Paths, columns: &'a Columns, tokenizer: &'a Path) -> Settings<'a> {
+    Settings {
+        paths,
+        columns,
+        tokenizer,
+        chat_template: None,
+        max_prompt_tokens: None,
+        part: Part::All,
+        limit: None,
+        on_error: OnError::Stop,
+    }
 }
 
 /// A data row of the first epoch.

@@ -258,7 +258,7 @@ fn encode(settings: &Settings, edit: &Edit) -> Result<(BTreeMap<u64, Arc<Prompt>
 mod tests {
     use super::*;
     use crate::data::{Columns, OnError, Part, Paths};
-    use crate::testing::{Harness, tiny_tokenizer};
+    use crate::testing::{Harness, all_rows, tiny_tokenizer};
 
     fn row(answer: &str) -> String {
         format!("{{\"prompt\": \"hi\", \"chosen\": \"{answer}\"}}\n")
@@ -275,14 +275,9 @@ mod tests {
         let (harness, tokenizer, columns) = (Harness::new(), tiny_tokenizer(), Columns::default());
         let paths = Paths::One(harness.write("rows.jsonl", &row("a").repeat(5)));
         let settings = Settings {
-            paths: &paths,
-            columns: &columns,
-            tokenizer: tokenizer.path(),
-            chat_template: None,
-            max_prompt_tokens: None,
             part: Part::Training { hold_out_every: 4 },
-            limit: None,
             on_error: OnError::Skip,
+            ..all_rows(&paths, &columns, tokenizer.path())
         };
         let path = harness.path("edits/prompts.jsonl");
         let begin = |replay: Option<&Path>, path: &Path, resumed| {

@@ -91,21 +91,29 @@ pub fn count(path: &Path) -> Result<u64, Error> {
     }
 }
 
-/// What tells that a file has been written to.
+/// What tells that a file has changed without reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Its length.
     pub bytes: u64,
-    modified: Option<SystemTime>,
+    /// When it was written to last, where that is known.
+    pub modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    /// Of a file as it is.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        let metadata = path.metadata()?;
+        Ok(Stamp { bytes: metadata.len(), modified: metadata.modified().ok() })
+    }
 }
 
 /// The stamps of files.
 pub fn stamps(paths: &[PathBuf]) -> Result<Vec<Stamp>, Error> {
-    let stamp = |path: &PathBuf| {
-        let metadata = path.metadata().map_err(Error::io(path))?;
-        Ok(Stamp { bytes: metadata.len(), modified: metadata.modified().ok() })
-    };
-    paths.iter().map(stamp).collect()
+    paths.iter().map(|path| Stamp::of(path).map_err(Error::io(path))).collect()
 }
 
 /// SHA-256 of a file's bytes, in hexadecimal.

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::files;
+use super::files::{self, Stamp};
 use super::recording::{Added, Edit, Place};
 use crate::Error;
 
@@ -28,7 +28,7 @@ pub struct Follower {
 /// A file as it was when last looked at.
 #[derive(Debug, Default)]
 struct Followed {
-    status: Option<Status>,
+    status: Option<Stamp>,
     rows: Vec<Row>,
     /// Other lines than `rows`, seen once.
     seen_once: Option<Vec<(u64, String)>>,
@@ -39,13 +39,6 @@ struct Row {
     row: u64,
     line: u64,
     text: String,
-}
-
-/// What tells that a file has changed without reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Status {
-    bytes: u64,
-    modified: Option<SystemTime>,
 }
 
 /// A file that was written so recently may be written again without another time of change.
@@ -100,7 +93,7 @@ impl Follower {
         for path in paths {
             let now = status(&path)?;
             let file = self.files.entry(path.clone()).or_default();
-            let recent = |status: &Status| status.modified.is_none_or(is_recent);
+            let recent = |status: &Stamp| status.modified.is_none_or(is_recent);
             if file.status == now && file.seen_once.is_none() && !now.as_ref().is_some_and(recent) {
                 continue;
             }
@@ -162,9 +155,9 @@ fn is_recent(modified: SystemTime) -> bool {
 }
 
 /// None where there is no such file.
-fn status(path: &Path) -> Result<Option<Status>, Error> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(Status { bytes: metadata.len(), modified: metadata.modified().ok() })),
+fn status(path: &Path) -> Result<Option<Stamp>, Error> {
+    match Stamp::of(path) {
+        Ok(stamp) => Ok(Some(stamp)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(path)(error)),
     }

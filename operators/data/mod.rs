@@ -1,8 +1,8 @@
 //! Data sets: files of rows, read, understood as prompts with answers, and tokenized.
 //!
 //! [`files`] finds and reads files, [`example`] tells what a row means, `encode` makes tokens of it, [`shuffle`] orders
-//! rows. [`load`] reads, understands and encodes, or finds in `kept` what an earlier run has made of the same data: `tokens`. [`follow`] watches files while they are edited, and [`recording`] keeps what
-//! was seen.
+//! rows. [`load`] reads, understands and encodes, or finds the tokens that an earlier run has `kept` of the same data.
+//! [`follow`] watches files while they are edited, and [`recording`] keeps what was seen.
 
 mod encode;
 pub mod example;

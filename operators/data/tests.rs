@@ -1,7 +1,7 @@
 //! Data sets as they are read: what is counted, left out and refused.
 
 use super::*;
-use crate::testing::{Harness, tiny_tokenizer};
+use crate::testing::{Harness, all_rows, tiny_tokenizer};
 
 fn load_all(file: &str, change: impl FnOnce(&mut Settings)) -> Result<Loaded, String> {
     load_with_change(file, None, change)
@@ -15,16 +15,7 @@ fn load_with_change(
     let tokenizer = tiny_tokenizer();
     let paths = Paths::One(file.into());
     let columns = Columns::default();
-    let mut settings = Settings {
-        paths: &paths,
-        columns: &columns,
-        tokenizer: tokenizer.path(),
-        chat_template,
-        max_prompt_tokens: None,
-        part: Part::All,
-        limit: None,
-        on_error: OnError::Stop,
-    };
+    let mut settings = Settings { chat_template, ..all_rows(&paths, &columns, tokenizer.path()) };
     change(&mut settings);
     load(&settings).map_err(|error| error.to_string())
 }
@@ -137,16 +128,7 @@ fn a_template_can_be_given() {
 fn load_kept(harness: &Harness, columns: &Columns, change: impl FnOnce(&mut Settings)) -> (Loaded, &'static str) {
     let tokenizer = tiny_tokenizer();
     let paths = Paths::One(harness.path("rows.jsonl").display().to_string());
-    let mut settings = Settings {
-        paths: &paths,
-        columns,
-        tokenizer: tokenizer.path(),
-        chat_template: None,
-        max_prompt_tokens: None,
-        part: Part::All,
-        limit: None,
-        on_error: OnError::Skip,
-    };
+    let mut settings = Settings { on_error: OnError::Skip, ..all_rows(&paths, columns, tokenizer.path()) };
     change(&mut settings);
     let loaded = load_with(&settings, Some(&harness.path("tokens")), 0).unwrap();
     let how = match &loaded.kept {
@@ -215,16 +197,7 @@ fn rows_that_cannot_be_used_leave_no_file() {
     let harness = Harness::new();
     let file = harness.write("rows.jsonl", MIXED);
     let (tokenizer, paths, columns) = (tiny_tokenizer(), Paths::One(file), Columns::default());
-    let settings = Settings {
-        paths: &paths,
-        columns: &columns,
-        tokenizer: tokenizer.path(),
-        chat_template: None,
-        max_prompt_tokens: None,
-        part: Part::All,
-        limit: None,
-        on_error: OnError::Stop,
-    };
+    let settings = all_rows(&paths, &columns, tokenizer.path());
     load_with(&settings, Some(&harness.path("tokens")), 0).unwrap_err();
     assert_eq!(std::fs::read_dir(harness.path("tokens")).unwrap().count(), 0);
 }

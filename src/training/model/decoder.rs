@@ -131,23 +131,12 @@ impl Decoder {
         cache: Option<&mut KvCache>,
         compute: &Compute,
     ) -> Result<Tensor> {
-        self.hidden_states_with(weights, &NOTHING_PACKED, input, cache, compute)
-    }
-
-    /// The same with some of the weights laid out for decoding, through which no gradient flows.
-    pub fn hidden_states_with(
-        &self,
-        weights: &ParameterSet,
-        packed: &PackedWeights,
-        input: &ModelInput,
-        cache: Option<&mut KvCache>,
-        compute: &Compute,
-    ) -> Result<Tensor> {
         let cache = cache.map(|cache| cache.begin(&input.positions)).transpose()?;
-        self.hidden_states_in(weights, packed, input, cache.as_ref(), compute)
+        self.hidden_states_in(weights, &NOTHING_PACKED, input, cache.as_ref(), compute)
     }
 
-    /// The same where it has been said what the pass does with a cache.
+    /// The same where it has been said what the pass does with a cache, and with some of the weights laid out for decoding,
+    /// through which no gradient flows.
     pub(crate) fn hidden_states_in(
         &self,
         weights: &ParameterSet,
