@@ -40,16 +40,16 @@ impl Graph {
         1 + outgoing.filter_map(|edge| edge.feedback).map(|feedback| feedback.max_staleness).max().unwrap_or(0)
     }
 
-    /// Whether a path leads from one node to another within a step: without feedback edges.
-    pub fn leads_to(&self, from: usize, to: usize) -> bool {
+    /// For each node, whether a path leads to it from `start` within a step: without feedback edges. `start` itself counts
+    /// as not reached.
+    pub fn reached_from(&self, start: usize) -> Vec<bool> {
         let mut reached = vec![false; self.nodes.len()];
-        reached[from] = true;
         // Nodes are in dependency order, so that one pass over them is enough.
-        for node in from + 1..=to {
+        for node in start + 1..self.nodes.len() {
             let mut incoming = self.edges.iter().filter(|edge| edge.to_node == node && edge.feedback.is_none());
-            reached[node] = incoming.any(|edge| reached[edge.from_node]);
+            reached[node] = incoming.any(|edge| edge.from_node == start || reached[edge.from_node]);
         }
-        from < to && reached[to]
+        reached
     }
 
     /// The output port that an edge begins at.

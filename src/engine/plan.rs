@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use petgraph::algo::dinics;
+
 use crate::graph::{Dtype, Graph, RunSettings};
 
 /// What a node will take, as far as can be told without loading anything heavy.
@@ -143,13 +145,21 @@ pub fn peak_memory(graph: &Graph, plans: &[NodePlan]) -> BTreeMap<String, (u64, 
 }
 
 /// The largest sum over nodes no two of which a path connects.
+///
+/// Dilworth's theorem, with as many copies of a node as it has bytes: the sum of all, less the largest flow in which each
+/// node passes at most its bytes to nodes that it leads to, and these take at most theirs.
 fn heaviest(graph: &Graph, nodes: &[(usize, u64)]) -> u64 {
-    let Some(((first, bytes), rest)) = nodes.split_first() else { return 0 };
-    if *bytes == 0 {
-        return heaviest(graph, rest);
+    let sum = nodes.iter().map(|(_, bytes)| bytes).sum();
+    let mut network = petgraph::Graph::<(), u64>::new();
+    let (source, sink) = (network.add_node(()), network.add_node(()));
+    let ends: Vec<_> = nodes.iter().map(|_| (network.add_node(()), network.add_node(()))).collect();
+    for ((index, bytes), (passes, takes)) in nodes.iter().zip(&ends) {
+        network.add_edge(source, *passes, *bytes);
+        network.add_edge(*takes, sink, *bytes);
+        let reached = graph.reached_from(*index);
+        for (_, (_, takes)) in nodes.iter().zip(&ends).filter(|((other, _), _)| reached[*other]) {
+            network.add_edge(*passes, *takes, sum);
+        }
     }
-    let alongside: Vec<(usize, u64)> =
-        rest.iter().copied().filter(|(other, _)| !graph.leads_to(*first, *other)).collect();
-    let with = bytes + heaviest(graph, &alongside);
-    if alongside.len() == rest.len() { with } else { with.max(heaviest(graph, rest)) }
+    sum - dinics(&network, source, sink).0
 }

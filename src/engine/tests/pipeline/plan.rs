@@ -81,6 +81,34 @@ fn nodes_on_a_path_take_turns() {
     assert_eq!(peak_memory(&graph, &plans)["cpu"], (15 + 1800, 15 + 180));
 }
 
+/// Where no end is heavier than all that is beside it, and what is best on one path is not best on another.
+#[test]
+fn the_heaviest_nodes_beside_each_other_are_found() {
+    // In the shape of an N: a leads to c, b to c and d. Beside each other are a b, a d, c d.
+    let graph = read(
+        "  a: {op: weighed, with: {working: 50}}
+  b: {op: weighed, with: {working: 30}}
+  c: {op: weighed, in: [a, b], with: {working: 70}}
+  d: {op: weighed, in: b, with: {working: 20}}
+",
+    );
+    assert_eq!(peak_memory(&graph, &plan(&graph).unwrap())["cpu"], (90, 9));
+}
+
+/// Trying all sets of them would take 2^40 steps.
+#[test]
+fn many_paths_beside_each_other_are_no_trouble() {
+    let paths = (0..40).map(|path| {
+        let (first, second) = (10 + path % 2 * 10, 15);
+        format!(
+            "  a{path}: {{op: weighed, with: {{working: {first}}}}}\n  b{path}: {{op: weighed, in: a{path}, with: {{working: {second}}}}}\n"
+        )
+    });
+    let graph = read(&paths.collect::<String>());
+    // 20 paths with 15 and 20 with 20 at most.
+    assert_eq!(peak_memory(&graph, &plan(&graph).unwrap())["cpu"].0, 700);
+}
+
 #[test]
 fn plans_see_those_before_them_and_those_behind_feedback_edges() {
     let plans = plan(&diamond(0)).unwrap();
