@@ -20,17 +20,26 @@ fn main() {
         build.cpp(true).std("c++17").warnings(false).cargo_warnings(false).file(format!("native/{name}"));
         build
     };
-    for header in ["calls.h", "guarded.h", "kernels.h", "numbers.h"] {
+    for header in ["calls.h", "guarded.h", "kernels.h", "numbers.h", "products.h"] {
         println!("cargo:rerun-if-changed=native/{header}");
     }
     let x86_64 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
-    for name in ["ops.cpp", "fused.cpp", "decode.cpp", "graph.cpp"] {
+    // Calls into libtorch, with no arithmetic of their own; attention moves numbers about.
+    let calls = [
+        ("ops.cpp", 1),
+        ("fused.cpp", 1),
+        ("decode.cpp", 1),
+        ("graph.cpp", 1),
+        ("products.cpp", 1),
+        ("attention.cpp", 3),
+    ];
+    for (name, optimisation) in calls {
         let mut build = compiler(name);
         if x86_64 {
             build.define("SAPO_X86_64", None);
         }
         build
-            .opt_level(1) // calls into libtorch, no arithmetic of its own
+            .opt_level(optimisation)
             .include(&headers)
             .include(headers.join("torch/csrc/api/include"))
             .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())

@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::Result;
 use crate::model::{Compute, Decoder};
 use crate::native::fused::{self, RowScores};
+use crate::native::products;
 use crate::parameters::ParameterSet;
 
 /// Bytes of f32 logits that one matrix product computes.
@@ -142,7 +143,21 @@ impl Head {
 
     /// (rows, hidden_size) -> (rows, vocabulary), in the kind of the matrix products.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(hidden.f_linear(&self.weight, None::<&Tensor>)?)
+        self.product(hidden, &self.weight.f_transpose(0, 1)?)
+    }
+
+    fn product(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
+        if self.fused { products::product(left, right) } else { Ok(left.f_matmul(right)?) }
+    }
+
+    /// sum += left right, where the product may be of a smaller kind than the sum.
+    fn add_product(&self, sum: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<()> {
+        match (left.kind() == sum.kind(), self.fused) {
+            (true, true) => products::add_product(sum, left, right)?,
+            (true, false) => _ = sum.f_addmm_(left, right)?,
+            (false, _) => _ = sum.f_add_(&left.f_matmul(right)?)?,
+        }
+        Ok(())
     }
 }
 
@@ -185,23 +200,14 @@ impl Scores<'_> {
                     true => fused::score_backward(&mut logits, &targets, &log_sums, &gradient)?,
                     false => self.head.score_backward_in_pieces(&logits, &targets, &log_sums, &gradient)?,
                 }
-                hidden_gradient.f_narrow(0, start, length)?.f_copy_(&logits.f_matmul(&self.head.weight)?)?;
+                hidden_gradient.f_narrow(0, start, length)?.f_copy_(&self.head.product(&logits, &self.head.weight)?)?;
                 if let Some(weight_gradient) = weight_gradient.as_deref_mut() {
-                    add_product(weight_gradient, &logits.f_transpose(0, 1)?, &hidden)?;
+                    self.head.add_product(weight_gradient, &logits.f_transpose(0, 1)?, &hidden)?;
                 }
             }
             Ok(hidden_gradient)
         })
     }
-}
-
-/// sum += left right, where the product may be of a smaller kind than the sum.
-fn add_product(sum: &mut Tensor, left: &Tensor, right: &Tensor) -> Result<()> {
-    let _ = match left.kind() == sum.kind() {
-        true => sum.f_addmm_(left, right)?,
-        false => sum.f_add_(&left.f_matmul(right)?)?,
-    };
-    Ok(())
 }
 
 /// Start and length of every span of at most `length` among so many rows.

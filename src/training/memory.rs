@@ -6,14 +6,16 @@
 //! - each of two norms: its input and its quotient in float32, its result: 2 (8 + e) hidden_size + 8; with fused kernels its
 //!   input as it is: 4 e hidden_size + 8;
 //! - attention: query, key, value and result, keys and values repeated to the query's heads, and a normaliser for each
-//!   head: 4 a heads head_dim + 4 heads; the result in the compute type, where that is another: e heads head_dim;
+//!   head: 4 a heads head_dim + 4 heads; the result in the compute type, where that is another: e heads head_dim; fused:
+//!   nothing repeated, and the result in the compute type alone: a (heads + 2 key heads) head_dim + e heads head_dim + 4
+//!   heads;
 //! - with norms on queries and keys: input and quotient: 8 (heads + key heads) head_dim; fused: (e head_dim + 4) (heads + key
 //!   heads);
 //! - the feed-forward block: gate, its silu, up, their product: 4 e intermediate_size; fused: 3 e, without the silu.
 //!
-//! Where pairs share a prompt, each has prompt + 2 response positions. Attention then works on copies: of the first
-//! sequence's queries, and of both sequences' keys and values, prompt included: a (7 prompt + 9 response) heads head_dim
-//! for a pair, and its parts' results are joined in a copy of the compute type.
+//! Where pairs share a prompt, each has prompt + 2 response positions. Attention, unless fused, then works on copies: of the
+//! first sequence's queries, and of both sequences' keys and values, prompt included: a (7 prompt + 9 response) heads
+//! head_dim for a pair, and its parts' results are joined in a copy of the compute type.
 //!
 //! That is what PyTorch's `saved_tensors_hooks` count for the same operations where kernels are plain. Where the compute type is not float32, each
 //! layer's weights are kept in it too. What a forward pass without gradients has in memory at a time is taken to be as much
@@ -112,14 +114,15 @@ impl Footprint<'_> {
         let (e, a) = (bytes(self.kind), bytes(attention_kind(self.device, self.kind)));
         let width = heads * size(config.head_dim);
         let (hidden, head_dim) = (size(config.hidden_size), size(config.head_dim));
-        let (norms, head_norm, gated) = match (Compute { kind: self.kind, kernels: self.kernels }).is_fused(self.device)
-        {
+        let fused = Compute { kind: self.kind, kernels: self.kernels }.is_fused(self.device);
+        let (norms, head_norm, gated) = match fused {
             true => (4 * e * hidden + 8, e * head_dim + 4, 3 * e),
             false => (2 * (8 + e) * hidden + 8, 8 * head_dim, 4 * e),
         };
         let head_norms = if config.qk_norm { head_norm * (heads + key_heads) } else { 0 };
         let per_position = norms + head_norms + 4 * heads + gated * size(config.intermediate_size);
         let attention = match shape {
+            _ if fused => shape.positions() * (a * (width + 2 * key_heads * head_dim) + e * width),
             Shape::Rows { rows, tokens } => rows * tokens * width * (4 * a + if e == a { 0 } else { e }),
             Shape::Pairs { pairs, prompt, response } => {
                 pairs * width * (a * (7 * prompt + 9 * response) + e * (prompt + 2 * response))

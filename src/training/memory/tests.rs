@@ -38,13 +38,17 @@ fn on_cpu(decoder: &Decoder, kind: Kind) -> Footprint<'_> {
 }
 
 /// A layer of SmolLM2 in bfloat16, from the plain one's 34,220 bytes a position: two norms without the quotient and the
-/// input in float32, but with the input, 2 (8 - 2) 576; no silu, 2 1536.
+/// input in float32, but with the input, 2 (8 - 2) 576; no silu, 2 1536; of keys and values 192 each in float32, not 576, and
+/// no result in float32, 4 (2 384 + 576).
 #[test]
 fn fused_kernels_keep_less() {
     let decoder = smollm2();
     let fused = Footprint { kernels: Kernels::Fused, ..on_cpu(&decoder, Kind::BFloat16) };
     let rows = Shape::Rows { rows: 8, tokens: 128 };
-    assert_eq!(fused.layer(rows), 1024 * (34_220 - 6_912 - 3_072));
+    assert_eq!(fused.layer(rows), 1024 * (34_220 - 6_912 - 3_072 - 5_376));
+    // Pairs of 40 + 2 * 30 positions are no more than these.
+    let pairs = Shape::Pairs { pairs: 4, prompt: 40, response: 30 };
+    assert_eq!(fused.layer(pairs), 400 * 18_860);
     // GPUs have kernels of their own.
     let on_gpu = Footprint { device: Device::Cuda(0), ..fused };
     assert_eq!(on_gpu.layer(rows), Footprint { kernels: Kernels::Plain, ..on_gpu }.layer(rows));
@@ -99,12 +103,12 @@ fn generation_by_hand() {
     // In bfloat16 the weights are there once more, and the cache stays as it is on a CPU.
     let bf16 = cache + 400 * 34_220 + 4 * 49_152 * 6;
     assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &plain), 2 * 134_515_008 + bf16);
-    // Few rows take the weights as they are, with fused kernels; a layer then keeps 36,908 and 24,236 bytes a position.
+    // Few rows take the weights as they are, with fused kernels; a layer then keeps 33,836 and 18,860 bytes a position.
     let packed = Decoding::default();
     let fused = |kind: Kind| Footprint { kernels: Kernels::Fused, ..on_cpu(&decoder, kind) };
-    let few = cache + 400 * 36_908 + 4 * 49_152 * 8;
+    let few = cache + 400 * 33_836 + 4 * 49_152 * 8;
     assert_eq!(fused(Kind::Float).generating(4, 100, &packed), few);
-    let few = cache + 400 * 24_236 + 4 * 49_152 * 6;
+    let few = cache + 400 * 18_860 + 4 * 49_152 * 6;
     assert_eq!(fused(Kind::BFloat16).generating(4, 100, &packed), 2 * 134_515_008 + few);
     // The plain way lays them out: the layers' weights take the copies' place, all but the embedding and the last norm.
     assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &packed), 4 * 134_515_008 + float);
@@ -119,7 +123,7 @@ fn generation_by_hand() {
     assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(10, 100, &four), 4 * 134_515_008 + bf16);
     // Many rows are laid out with fused kernels, too.
     let [few, many] = [16, 17].map(|rows| fused(Kind::Float).generating(rows, 100, &packed));
-    assert_eq!(many - few, 4 * 134_515_008 + 100 * 30 * 2 * 192 * 4 + 49_152 * 8 + 100 * 36_908);
+    assert_eq!(many - few, 4 * 134_515_008 + 100 * 30 * 2 * 192 * 4 + 49_152 * 8 + 100 * 33_836);
     // A pass over prompts holds 4096 tokens, or one longer prompt.
     let passes = |rows, tokens| {
         let rest = rows * tokens * 30 * 2 * 192 * 4 + rows * 49_152 * 8;

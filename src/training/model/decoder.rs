@@ -9,6 +9,7 @@ use super::mask::{LayerMasks, ModelInput};
 use super::rope::Rope;
 use super::{KvCache, ModelConfig};
 use crate::generate::{CachePass, PackedWeights};
+use crate::native::products;
 use crate::parameters::ParameterSet;
 use crate::{Error, Result};
 
@@ -174,7 +175,13 @@ impl Decoder {
         let hidden = hidden.f_to_kind(compute.kind)?;
         let logits = match packed.apply(self.head_name(), &hidden)? {
             Some(logits) => logits,
-            None => hidden.f_linear(&weights.get(self.head_name())?.f_to_kind(compute.kind)?, None::<&Tensor>)?,
+            None => {
+                let weight = weights.get(self.head_name())?.f_to_kind(compute.kind)?;
+                match compute.is_fused(self.device) {
+                    true => products::linear(&hidden, &weight)?,
+                    false => hidden.f_linear(&weight, None::<&Tensor>)?,
+                }
+            }
         };
         Ok(logits.f_to_kind(Kind::Float)?)
     }
@@ -200,6 +207,7 @@ impl Decoder {
         compute: &Compute,
     ) -> Result<Pass<'a>> {
         let attention_kind = attention_kind(self.device, compute.kind);
+        let fused = compute.is_fused(self.device);
         let cached_rotation = cache.map(|pass| pass.cache().rotation(&input.positions)).transpose()?.flatten();
         let rotation = match cached_rotation {
             Some(rotation) => rotation,
@@ -210,10 +218,10 @@ impl Decoder {
             weights,
             packed: &NOTHING_PACKED,
             kind: compute.kind,
-            fused: compute.is_fused(self.device),
+            fused,
             attention_kind,
             rotation,
-            masks: LayerMasks::new(input, cache, self.config.sliding_window, attention_kind)?,
+            masks: LayerMasks::new(input, cache, self.config.sliding_window, attention_kind, fused)?,
         })
     }
 }

@@ -7,7 +7,7 @@ use super::mask::{LayerMask, LayerMasks, PairMask};
 use super::rope::Rotation;
 use crate::Result;
 use crate::generate::{CachePass, PackedWeights};
-use crate::native::fused;
+use crate::native::{fused, products};
 use crate::parameters::ParameterSet;
 
 /// What all layers of a forward pass share.
@@ -48,12 +48,16 @@ impl Pass<'_> {
             Some(cache) => cache.append(layer, &key, &value)?,
             None => (key, value),
         };
-        // (batch, tokens, heads, head_dim) -> (batch, heads, tokens, head_dim)
-        let (query, key, value) = (query.f_transpose(1, 2)?, key.f_transpose(1, 2)?, value.f_transpose(1, 2)?);
         let mask = if config.sliding_layers[layer] { &self.masks.sliding } else { &self.masks.full };
-        let attended = attend(&query, &key, &value, mask)?.f_to_kind(self.kind)?;
-        // (batch, heads, tokens, head_dim) -> (batch, tokens, heads * head_dim)
-        let attended = attended.f_transpose(1, 2)?.f_reshape([batch, tokens, -1])?;
+        let attended = match mask {
+            LayerMask::Sequences(pairs, window) => products::attend(&query, &key, &value, pairs, *window, self.kind)?,
+            mask => {
+                // (batch, tokens, heads, head_dim) -> (batch, heads, tokens, head_dim), and back
+                let (query, key, value) = (query.f_transpose(1, 2)?, key.f_transpose(1, 2)?, value.f_transpose(1, 2)?);
+                attend(&query, &key, &value, mask)?.f_to_kind(self.kind)?.f_transpose(1, 2)?
+            }
+        };
+        let attended = attended.f_reshape([batch, tokens, -1])?;
         self.linear(&attended, &format!("model.layers.{layer}.self_attn.o_proj"), config.output_bias)
     }
 
@@ -121,11 +125,19 @@ impl Pass<'_> {
         if let Some(output) = self.packed.apply(&weight, input)? {
             return Ok(output);
         }
+        let weight = self.weights.get(&weight)?.f_to_kind(self.kind)?;
         let bias = match bias {
             true => Some(self.weights.get(&format!("{name}.bias"))?.f_to_kind(self.kind)?),
             false => None,
         };
-        Ok(input.f_linear(&self.weights.get(&weight)?.f_to_kind(self.kind)?, bias.as_ref())?)
+        if !self.fused || self.kind != Kind::Float {
+            return Ok(input.f_linear(&weight, bias.as_ref())?);
+        }
+        let output = products::linear(input, &weight)?;
+        Ok(match bias {
+            Some(bias) => output.f_add(&bias)?,
+            None => output,
+        })
     }
 }
 
@@ -182,7 +194,9 @@ fn dot_product_attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: &La
         LayerMask::Everything => (None, false),
         LayerMask::Causal => (None, true),
         LayerMask::Additive(mask) => (Some(mask), false),
-        LayerMask::Pairs(_) => return Err(crate::Error::Argument("pairs within a pair".into())),
+        LayerMask::Pairs(_) | LayerMask::Sequences(..) => {
+            return Err(crate::Error::Argument("pairs within a pair".into()));
+        }
     };
     Ok(Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, None, false)?)
 }

@@ -62,6 +62,17 @@ impl ModelInput {
         Ok(ModelInput { ids, positions: positions.f_expand([batch, tokens], false)?, mask: AttentionMask::Causal })
     }
 
+    /// The sequences that attend to themselves alone, where that says all.
+    fn in_pairs(&self, batch: i64, tokens: i64, keys: i64, cache: Option<&CachePass>) -> Option<Vec<SharedPrefix>> {
+        match &self.mask {
+            AttentionMask::Pairs(pairs) => Some(pairs.clone()),
+            AttentionMask::Causal if tokens > 1 && tokens == keys && !cache.is_some_and(CachePass::is_ragged) => {
+                Some(vec![SharedPrefix { shared: 0, first: tokens, second: 0 }; batch as usize])
+            }
+            AttentionMask::Causal | AttentionMask::Dense(_) => None,
+        }
+    }
+
     /// (batch, tokens), once all three parts are known to fit each other and `cached` tokens before them.
     pub(super) fn sizes(&self, cached: i64) -> Result<(i64, i64)> {
         let (batch, tokens) = self.ids.size2()?;
@@ -103,6 +114,8 @@ pub(super) enum LayerMask {
     Additive(Tensor),
     /// Each pair by itself.
     Pairs(Vec<PairMask>),
+    /// What [`products::attend`](crate::native::products::attend) takes: pairs, (pairs, 3), and the window.
+    Sequences(Tensor, Option<i64>),
 }
 
 /// The masks of one pair.
@@ -141,10 +154,23 @@ pub(super) struct LayerMasks {
 }
 
 impl LayerMasks {
-    pub fn new(input: &ModelInput, cache: Option<&CachePass>, window: Option<i64>, kind: Kind) -> Result<Self> {
-        let tokens = input.ids.size2()?.1;
+    /// With `fused` for [`native::products`](crate::native::products) wherever that can do it.
+    pub fn new(
+        input: &ModelInput,
+        cache: Option<&CachePass>,
+        window: Option<i64>,
+        kind: Kind,
+        fused: bool,
+    ) -> Result<Self> {
+        let (batch, tokens) = input.ids.size2()?;
         let keys = cache.map_or(0, CachePass::keys).max(tokens);
         input.sizes(keys - tokens)?;
+        if fused && let Some(pairs) = input.in_pairs(batch, tokens, keys, cache) {
+            let numbers: Vec<i64> = pairs.iter().flat_map(|pair| [pair.shared, pair.first, pair.second]).collect();
+            let pairs = Tensor::f_from_slice(&numbers)?.f_view([-1, 3])?;
+            let full = LayerMask::Sequences(pairs.shallow_clone(), None);
+            return Ok(LayerMasks { full, sliding: LayerMask::Sequences(pairs, window) });
+        }
         let key_positions = || Tensor::f_arange(keys, (Kind::Int64, input.ids.device()))?.f_view([1, 1, 1, keys]);
         // (batch, 1, queries, 1)
         let query_positions = || input.positions.f_unsqueeze(1)?.f_unsqueeze(-1);
@@ -186,7 +212,7 @@ impl LayerMasks {
             }
             _ => match &full {
                 LayerMask::Everything => LayerMask::Everything,
-                LayerMask::Causal | LayerMask::Pairs(_) => LayerMask::Causal,
+                LayerMask::Causal | LayerMask::Pairs(_) | LayerMask::Sequences(..) => LayerMask::Causal,
                 LayerMask::Additive(mask) => LayerMask::Additive(mask.shallow_clone()),
             },
         };
@@ -221,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_window_hides_what_lies_further_back() {
-        let masks = LayerMasks::new(&input(AttentionMask::Causal), None, Some(2), Kind::Float).unwrap();
+        let masks = LayerMasks::new(&input(AttentionMask::Causal), None, Some(2), Kind::Float, false).unwrap();
         let (LayerMask::Causal, LayerMask::Additive(sliding)) = (masks.full, masks.sliding) else { panic!() };
         let visible = sliding.get(0).get(0).isfinite().to_kind(Kind::Int64);
         assert_eq!(Vec::<Vec<i64>>::try_from(visible).unwrap(), [[1, 0, 0], [1, 1, 0], [0, 1, 1]]);
@@ -229,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_window_no_shorter_than_the_input_costs_nothing() {
-        let masks = LayerMasks::new(&input(AttentionMask::Causal), None, Some(3), Kind::Float).unwrap();
+        let masks = LayerMasks::new(&input(AttentionMask::Causal), None, Some(3), Kind::Float, false).unwrap();
         assert!(matches!(masks.sliding, LayerMask::Causal));
     }
 

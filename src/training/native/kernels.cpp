@@ -128,6 +128,46 @@ void score_backward(
     }
 }
 
+// Zeros for keys that are out of sight; the first of those that are not.
+inline int64_t hide(float* numbers, int64_t keys, int64_t last, int64_t window) {
+    const int64_t first = window > 0 && last >= window ? last + 1 - window : 0;
+    for (int64_t i = 0; i < first; ++i) numbers[i] = 0.0f;
+    for (int64_t i = last + 1; i < keys; ++i) numbers[i] = 0.0f;
+    return first;
+}
+
+float softmax(float* scores, int64_t keys, int64_t last, int64_t window) {
+    const int64_t first = hide(scores, keys, last, window);
+    if (last < 0) return 0.0f;
+    float largest = scores[first];
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = first; i <= last; ++i) largest = largest > scores[i] ? largest : scores[i];
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = first; i <= last; ++i) {
+        scores[i] = exponential(scores[i] - largest);
+        sum += scores[i];
+    }
+    const float share = 1.0f / sum;
+#pragma omp simd
+    for (int64_t i = first; i <= last; ++i) scores[i] *= share;
+    return std::log(sum) + largest;
+}
+
+// With p the softmax and g the gradient: d loss / d score = p (g - sum of p g).
+void softmax_backward(float* scores, float* gradients, float log_sum, int64_t keys, int64_t last, int64_t window) {
+    hide(gradients, keys, last, window);
+    const int64_t first = hide(scores, keys, last, window);
+    float along = 0.0f;
+#pragma omp simd reduction(+ : along)
+    for (int64_t i = first; i <= last; ++i) {
+        scores[i] = exponential(scores[i] - log_sum);
+        along += scores[i] * gradients[i];
+    }
+#pragma omp simd
+    for (int64_t i = first; i <= last; ++i) gradients[i] = scores[i] * (gradients[i] - along);
+}
+
 template <typename T>
 constexpr Elementwise<T> elementwise() {
     return {norm<T>,   norm_backward<T>, gated<T>, gated_backward<T>,
@@ -136,4 +176,4 @@ constexpr Elementwise<T> elementwise() {
 
 }  // namespace
 
-extern const Kernels SAPO_KERNELS = {elementwise<float>(), elementwise<Bf16>()};
+extern const Kernels SAPO_KERNELS = {elementwise<float>(), elementwise<Bf16>(), softmax, softmax_backward};

@@ -40,6 +40,12 @@ struct Elementwise {
 struct Kernels {
     Elementwise<float> float32;
     Elementwise<Bf16> bfloat16;
+    // A query's scores (keys,) become their softmax, over keys up to number `last`, and not more than `window` of them if
+    // that is above 0; zeros for the others, and for all where `last` is -1. Returns the log of the sum of exponentials.
+    float (*softmax)(float* scores, int64_t keys, int64_t last, int64_t window);
+    // Scores become their softmax, which has that sum, and its gradients those with respect to the scores.
+    void (*softmax_backward)(
+        float* scores, float* gradients, float log_sum, int64_t keys, int64_t last, int64_t window);
 };
 
 // output (rows, outputs) = input (rows, width) times a weight's rows (outputs, width), each of these times its scale if
