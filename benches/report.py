@@ -167,7 +167,8 @@ Tokens/s and peak memory are sapo-flow's over the peer's: below 1 is less memory
 
 Measured in the same run, through PyTorch with {threads} threads:
 
-- matrix multiplication (2048 x 2048): {matmul_float32:.0f} GFLOPS in float32, {matmul_bfloat16:.0f} in bfloat16
+- matrix multiplication (2048 x 2048): {matmul_float32:.0f} GFLOPS in float32 ({matmul_float32_default:.0f} by PyTorch's
+  default), {matmul_bfloat16:.0f} in bfloat16
 - memory: reading {read:.1f} GB/s, copying {copy:.1f} GB/s (read and written together)
 
 The bandwidth limit of generation is all weights read once for each token of the batch; the time that its share is taken

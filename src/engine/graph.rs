@@ -127,8 +127,9 @@ pub struct RunSettings {
     /// Compute type: `float32`, `bfloat16`, or `auto`: bfloat16 where the device has instructions for it, else float32.
     /// Master weights are float32 in all cases, but where a learner's `weights` says otherwise.
     pub dtype: DtypeChoice,
-    /// What computes norms, gates, rotations and log-probabilities on a CPU: `fused`, each in one pass over memory, or `plain`,
-    /// in libtorch's operators. Both give the same numbers but for the last bits.
+    /// What computes norms, gates, rotations, attention, float32 products and log-probabilities on a CPU: `fused`, in few
+    /// passes over memory and by the faster library, or `plain`, in libtorch's operators. Both give the same numbers but for
+    /// the last bits.
     pub kernels: Kernels,
     /// Threads for tensor work; absent: all cores, shared by nodes that may run at the same time.
     #[schemars(range(min = 1))]

@@ -14,12 +14,6 @@ fn main() {
     let headers = root.unwrap_or_else(|| libraries.parent().unwrap_or(&libraries).to_path_buf()).join("include");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     let abi = std::env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
-    let compiler = |name: &str| {
-        println!("cargo:rerun-if-changed=native/{name}");
-        let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").warnings(false).cargo_warnings(false).file(format!("native/{name}"));
-        build
-    };
     for header in ["calls.h", "guarded.h", "kernels.h", "numbers.h", "products.h"] {
         println!("cargo:rerun-if-changed=native/{header}");
     }
@@ -45,7 +39,18 @@ fn main() {
             .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
             .compile(&format!("sapo_flow_{}", name.replace('.', "_")));
     }
-    // The arithmetic, once for each set of instructions; which of them is used is decided where it runs.
+    compile_arithmetic(x86_64);
+}
+
+fn compiler(name: &str) -> cc::Build {
+    println!("cargo:rerun-if-changed=native/{name}");
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").warnings(false).cargo_warnings(false).file(format!("native/{name}"));
+    build
+}
+
+/// Once for each set of instructions; which of them is used is decided where it runs.
+fn compile_arithmetic(x86_64: bool) {
     let sets: &[(&str, &[&str])] = match x86_64 {
         true => &[
             ("baseline", &[]),

@@ -37,10 +37,12 @@ pub struct Compute {
     pub kernels: Kernels,
 }
 
-/// What computes norms, gates, rotations and log-probabilities on a CPU. Both give the same numbers but for the last bits.
+/// What computes norms, gates, rotations, attention, float32 products and log-probabilities on a CPU. Both give the same
+/// numbers but for the last bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kernels {
-    /// One pass over memory for each: [`native::fused`](crate::native::fused).
+    /// In as few passes over memory as may be, [`native::fused`](crate::native::fused), and by the library that is faster
+    /// there, [`native::products`](crate::native::products).
     #[default]
     Fused,
     /// Compositions of libtorch's operators: the plain way. GPUs always go it.

@@ -63,14 +63,15 @@ impl ModelInput {
     }
 
     /// The sequences that attend to themselves alone, where that says all.
-    fn in_pairs(&self, batch: i64, tokens: i64, keys: i64, cache: Option<&CachePass>) -> Option<Vec<SharedPrefix>> {
-        match &self.mask {
+    fn in_pairs(&self, keys: i64, cache: Option<&CachePass>) -> Result<Option<Vec<SharedPrefix>>> {
+        let (batch, tokens) = self.ids.size2()?;
+        Ok(match &self.mask {
             AttentionMask::Pairs(pairs) => Some(pairs.clone()),
             AttentionMask::Causal if tokens > 1 && tokens == keys && !cache.is_some_and(CachePass::is_ragged) => {
                 Some(vec![SharedPrefix { shared: 0, first: tokens, second: 0 }; batch as usize])
             }
             AttentionMask::Causal | AttentionMask::Dense(_) => None,
-        }
+        })
     }
 
     /// (batch, tokens), once all three parts are known to fit each other and `cached` tokens before them.
@@ -154,6 +155,13 @@ pub(super) struct LayerMasks {
 }
 
 impl LayerMasks {
+    fn in_sequences(pairs: &[SharedPrefix], window: Option<i64>) -> Result<Self> {
+        let numbers: Vec<i64> = pairs.iter().flat_map(|pair| [pair.shared, pair.first, pair.second]).collect();
+        let pairs = Tensor::f_from_slice(&numbers)?.f_view([-1, 3])?;
+        let full = LayerMask::Sequences(pairs.shallow_clone(), None);
+        Ok(LayerMasks { full, sliding: LayerMask::Sequences(pairs, window) })
+    }
+
     /// With `fused` for [`native::products`](crate::native::products) wherever that can do it.
     pub fn new(
         input: &ModelInput,
@@ -162,14 +170,11 @@ impl LayerMasks {
         kind: Kind,
         fused: bool,
     ) -> Result<Self> {
-        let (batch, tokens) = input.ids.size2()?;
+        let tokens = input.ids.size2()?.1;
         let keys = cache.map_or(0, CachePass::keys).max(tokens);
         input.sizes(keys - tokens)?;
-        if fused && let Some(pairs) = input.in_pairs(batch, tokens, keys, cache) {
-            let numbers: Vec<i64> = pairs.iter().flat_map(|pair| [pair.shared, pair.first, pair.second]).collect();
-            let pairs = Tensor::f_from_slice(&numbers)?.f_view([-1, 3])?;
-            let full = LayerMask::Sequences(pairs.shallow_clone(), None);
-            return Ok(LayerMasks { full, sliding: LayerMask::Sequences(pairs, window) });
+        if fused && let Some(pairs) = input.in_pairs(keys, cache)? {
+            return LayerMasks::in_sequences(&pairs, window);
         }
         let key_positions = || Tensor::f_arange(keys, (Kind::Int64, input.ids.device()))?.f_view([1, 1, 1, keys]);
         // (batch, 1, queries, 1)
