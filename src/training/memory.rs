@@ -17,9 +17,9 @@
 //! first sequence's queries, and of both sequences' keys and values, prompt included: a (7 prompt + 9 response) heads
 //! head_dim for a pair, and its parts' results are joined in a copy of the compute type.
 //!
-//! That is what PyTorch's `saved_tensors_hooks` count for the same operations where kernels are plain. Where the compute type is not float32, each
-//! layer's weights are kept in it too. What a forward pass without gradients has in memory at a time is taken to be as much
-//! as one layer would keep.
+//! That is what PyTorch's `saved_tensors_hooks` count for the same operations where kernels are plain. Where the compute type
+//! is not float32, each layer's weights are kept in it too. What a forward pass without gradients has in memory at a time is
+//! taken to be as much as one layer would keep.
 //!
 //! An optimizer whose kernels are not fused works on blocks of a parameter, on a CPU within its cache; on other devices
 //! what it has in memory for a block is counted. Where gradients are released, a step has three phases: the loss, with the
