@@ -26,7 +26,8 @@
 //! head's gradient and logits; the layers, with one layer's activations and gradients at a time; the embedding, with its
 //! gradient. A head tied to the embedding keeps its gradient until then.
 //!
-//! Not counted: what libtorch's kernels use inside, and the gaps that freed memory leaves in the heap.
+//! Not counted: what libtorch's kernels use inside; in fused attention a block's scores and their gradients, 1 KiB for each
+//! head and key of the longest sequence; the code that oneDNN generates; and the gaps that freed memory leaves in the heap.
 
 use tch::{Device, Kind};
 
