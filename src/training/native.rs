@@ -6,6 +6,8 @@ pub mod decode;
 pub mod fused;
 pub mod graph;
 pub mod products;
+#[cfg(test)]
+mod testing;
 
 use std::ffi::{CStr, c_char};
 use std::ptr;

@@ -180,7 +180,7 @@ impl Decoder {
             None => {
                 let weight = weights.get(self.head_name())?.f_to_kind(compute.kind)?;
                 match compute.is_fused(self.device) {
-                    true => products::linear(&hidden, &weight)?,
+                    true => products::linear(&hidden, &weight, None)?,
                     false => hidden.f_linear(&weight, None::<&Tensor>)?,
                 }
             }

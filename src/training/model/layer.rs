@@ -130,14 +130,10 @@ impl Pass<'_> {
             true => Some(self.weights.get(&format!("{name}.bias"))?.f_to_kind(self.kind)?),
             false => None,
         };
-        if !self.fused || self.kind != Kind::Float {
-            return Ok(input.f_linear(&weight, bias.as_ref())?);
+        match self.fused {
+            true => products::linear(input, &weight, bias.as_ref()),
+            false => Ok(input.f_linear(&weight, bias.as_ref())?),
         }
-        let output = products::linear(input, &weight)?;
-        Ok(match bias {
-            Some(bias) => output.f_add(&bias)?,
-            None => output,
-        })
     }
 }
 

@@ -123,8 +123,12 @@ struct Inputs {
             for (int64_t line = begin; line < end; ++line) {
                 const int64_t head = line / rows, row = line % rows;
                 float* to = data<float>(into) + line * width;
+                if (row >= block.count) {
+                    std::memset(to, 0, width * sizeof(float));
+                    continue;
+                }
                 const T* of = data<T>(from) + (block.at(row) * heads + head) * width;
-                for (int64_t i = 0; i < width; ++i) to[i] = row < block.count ? read(of[i]) * scale : 0.0f;
+                for (int64_t i = 0; i < width; ++i) to[i] = read(of[i]) * scale;
             }
         });
         return into;

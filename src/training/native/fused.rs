@@ -81,31 +81,14 @@ pub fn score_backward(logits: &mut Tensor, targets: &Tensor, log_sums: &Tensor, 
 mod tests {
     use tch::{Device, Kind, Tensor};
 
+    use super::super::testing::{self, numbers};
     use super::*;
 
-    fn numbers(size: &[i64], step: f64) -> Tensor {
-        let count: i64 = size.iter().product();
-        ((Tensor::arange(count, (Kind::Float, Device::Cpu)) * step).sin() * 3.0).view(size)
-    }
-
-    /// The outputs and all gradients of two functions of the same inputs, where the output's gradient is some other tensor.
-    /// In bf16 they may differ by the roundings of the composed way.
+    /// In bf16 the two ways may differ by the roundings of the composed one.
     fn assert_same(inputs: &[Tensor], fused: impl Fn(&[Tensor]) -> Tensor, composed: impl Fn(&[Tensor]) -> Tensor) {
         for (kind, tolerance) in [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2)] {
-            let run = |function: &dyn Fn(&[Tensor]) -> Tensor| {
-                let leaves: Vec<Tensor> =
-                    inputs.iter().map(|input| input.to_kind(kind).detach().set_requires_grad(true)).collect();
-                let output = function(&leaves);
-                let upstream = numbers(&output.size(), 0.77).to_kind(output.kind());
-                let mut all = Tensor::run_backward(&[(&output * upstream).sum(Kind::Float)], &leaves, false, false);
-                all.push(output.detach());
-                all.into_iter().map(|tensor| tensor.to_kind(Kind::Float)).collect::<Vec<_>>()
-            };
-            for (found, expected) in run(&fused).iter().zip(run(&composed)) {
-                let scale = expected.abs().max().double_value(&[]);
-                let differs = (found - &expected).abs().max().double_value(&[]);
-                assert!(differs <= tolerance * scale, "{kind:?}: {differs} of {scale}");
-            }
+            let inputs: Vec<Tensor> = inputs.iter().map(|input| input.to_kind(kind)).collect();
+            testing::assert_same(&inputs, tolerance, &fused, &composed);
         }
     }
 

@@ -9,13 +9,14 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <optional>
 #include <vector>
 
 #include "guarded.h"
 
 namespace at::native {
 // result = alpha mat1 mat2 + beta result. libtorch exports it, and declares it in a header that it does not install; weak,
-// so that one without it does, too.
+// so that a libtorch without it will do, too.
 __attribute__((weak)) void mkldnn_matmul(const Tensor& mat1, const Tensor& mat2, const Tensor& result, float beta, float alpha);
 }  // namespace at::native
 
@@ -77,11 +78,15 @@ void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b
 
 extern "C" {
 
-// input (..., in) times weight (out, in): (..., out), with its gradient.
-char* sapo_linear(const at::Tensor* input, const at::Tensor* weight, at::Tensor** output) {
+// input (..., in) times weight (out, in), plus bias (out,) where it is not null: (..., out), with its gradient.
+char* sapo_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias, at::Tensor** output) {
     return guarded([&] {
-        const bool ours = by_onednn(*input, *weight);
-        *output = new at::Tensor(ours ? Linear::apply(*input, *weight) : at::linear(*input, *weight));
+        if (by_onednn(*input, *weight)) {
+            const auto product = Linear::apply(*input, *weight);
+            *output = new at::Tensor(bias ? product.add(*bias) : product);
+        } else {
+            *output = new at::Tensor(at::linear(*input, *weight, bias ? std::optional<at::Tensor>(*bias) : std::nullopt));
+        }
     });
 }
 
