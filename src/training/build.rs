@@ -21,6 +21,7 @@ fn main() {
     // Calls into libtorch, with no arithmetic of their own; attention moves numbers about.
     let calls = [
         ("ops.cpp", 1),
+        ("heap.cpp", 1),
         ("fused.cpp", 1),
         ("decode.cpp", 1),
         ("graph.cpp", 1),

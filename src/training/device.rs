@@ -100,9 +100,11 @@ pub fn set_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
 }
 
-/// Makes the C allocator keep freed memory for this process, instead of handing every tensor of a step back to the
-/// kernel and paying for its pages again at the next. To be called once, before threads start.
+/// Makes this process keep the memory that tensors have freed, instead of handing that of a step back to the kernel and
+/// paying for its pages again at the next: large tensors have a heap of their own, and the C allocator keeps the rest. To be
+/// called once, before threads start.
 pub fn keep_memory() {
+    crate::heap::place_tensors();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // Safety: mallopt only changes parameters of the allocator.
     unsafe {

@@ -9,6 +9,7 @@ pub mod ema;
 pub mod error;
 pub mod generate;
 pub mod gguf;
+mod heap;
 pub mod learner;
 pub mod logps;
 pub mod memory;
