@@ -11,11 +11,15 @@ use super::cache::{KvCache, Placement};
 use crate::Result;
 use crate::device::upload;
 use crate::model::{AttentionMask, Compute, Decoder, ModelInput, SharedPrefix};
+use crate::native::products;
 use crate::parameters::ParameterSet;
 
 /// Tokens of a pass from which on the next prompt waits for the next pass: by then matrix products are as fast as they
 /// get, and memory is bounded.
 pub const PASS_TOKENS: usize = 4096;
+
+/// Tokens of a pass are rounded up to a multiple of this where oneDNN computes: it keeps something for every new number.
+const MULTIPLE: i64 = 16;
 
 /// A prompt, and the row of the cache that it begins anew.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,7 @@ pub(super) fn prefill(
         true => carriers(&prompts.iter().map(|prompt| prompt.ids).collect::<Vec<_>>()),
         false => (0..prompts.len()).collect(),
     };
+    let multiple = if products::by_onednn(compute.kind, decoder.device) { MULTIPLE } else { 1 };
     let mut states = Vec::new();
     // The prompts in the order of the states.
     let mut order = Vec::new();
@@ -54,11 +59,15 @@ pub(super) fn prefill(
             }
             from += tokens_of(carrier);
         }
-        let ids: Vec<i64> = computed.iter().flat_map(|&c| prompts[c].ids.iter().map(|&id| i64::from(id))).collect();
-        let positions: Vec<i64> = computed.iter().flat_map(|carrier| 0..tokens_of(carrier)).collect();
+        // Tokens that no prompt sees, and that go to no row of the cache.
+        let filler = (-from).rem_euclid(multiple);
+        let ids = computed.iter().flat_map(|&carrier| prompts[carrier].ids.iter().map(|&id| i64::from(id)));
+        let ids: Vec<i64> = ids.chain((0..filler).map(|_| 0)).collect();
+        let sequences = || computed.iter().map(tokens_of).chain(Some(filler).filter(|&filler| filler > 0));
+        let positions: Vec<i64> = sequences().flat_map(|tokens| 0..tokens).collect();
         let row = |values: &[i64]| -> Result<Tensor> { Ok(upload(values, decoder.device)?.f_unsqueeze(0)?) };
         let alone = |tokens: i64| SharedPrefix { shared: tokens, first: tokens, second: 0 };
-        let mask = AttentionMask::Pairs(computed.iter().map(|carrier| alone(tokens_of(carrier))).collect());
+        let mask = AttentionMask::Pairs(sequences().map(alone).collect());
         let input = ModelInput { ids: row(&ids)?, positions: row(&positions)?, mask };
         let filling = cache.fill(&placements)?;
         let hidden = decoder.hidden_states_in(weights, &PackedWeights::default(), &input, Some(&filling), compute)?;

@@ -8,12 +8,13 @@ use std::iter::once;
 use std::ops::Range;
 use std::slice::from_ref;
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::example::Sequence;
 use crate::Result;
 use crate::device::upload;
 use crate::model::{AttentionMask, Compute, Decoder, ModelInput, SharedPrefix};
+use crate::native::products;
 
 /// Sequences laid out for one forward pass. "Rows" are predictions: a hidden state, and the token that comes next.
 pub(super) struct Layout {
@@ -44,8 +45,8 @@ pub enum LayoutKind {
 }
 
 /// Numbers of tokens and of rows are rounded up to a multiple of this for [`LayoutKind::SharedPrefix`], where oneDNN
-/// computes: it makes machine code for every shape of a product and keeps it, so that without a limit to their variety a long
-/// run's memory grows by 5 MB and more a step.
+/// computes: it keeps something for every shape of a product, so that without a limit to their variety a long run's memory
+/// grows by 5 MB and more a step.
 const MULTIPLE: usize = 64;
 
 /// Lays out chosen sequences and the rejected ones that go with them, where there are any. In the layout's `responses` come
@@ -59,7 +60,7 @@ pub(super) fn lay_out(
 ) -> Result<Layout> {
     match kind {
         LayoutKind::SharedPrefix => {
-            let by_onednn = decoder.device == Device::Cpu && compute.kind != Kind::Float;
+            let by_onednn = products::by_onednn(compute.kind, decoder.device);
             shared_prefix(decoder, if by_onednn { MULTIPLE } else { 1 }, chosen, rejected)
         }
         LayoutKind::Padded => {
@@ -110,7 +111,7 @@ impl Predictions {
                 let before = if position == shared { start + shared } else { start + first.len() + position - shared };
                 self.push(before - 1, id);
             }
-            rows.rejected = Some(vec![row_of(begins.min(shared))..row_of(shared), own_row..self.rows.len()]);
+            rows.rejected = Some(vec![row_of(begins)..row_of(shared.max(begins)), own_row..self.rows.len()]);
             rows.shared = shared;
         }
         rows

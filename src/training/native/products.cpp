@@ -25,13 +25,17 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-bool by_onednn(const at::Tensor& a, const at::Tensor& b) {
+bool faster_by_onednn() {
 #if defined(SAPO_X86_64)
     static const bool faster = at::native::mkldnn_matmul != nullptr && !__builtin_cpu_is("intel");
-    return faster && a.is_cpu() && a.scalar_type() == at::kFloat && a.numel() > 0 && b.numel() > 0;
+    return faster;
 #else
     return false;
 #endif
+}
+
+bool by_onednn(const at::Tensor& a, const at::Tensor& b) {
+    return faster_by_onednn() && a.is_cpu() && a.scalar_type() == at::kFloat && a.numel() > 0 && b.numel() > 0;
 }
 
 // input (..., in) and weight (out, in).
@@ -77,6 +81,9 @@ void add_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b
 }
 
 extern "C" {
+
+// Whether products in float32 on this machine's CPU go to oneDNN.
+bool sapo_faster_by_onednn() { return faster_by_onednn(); }
 
 // input (..., in) times weight (out, in), plus bias (out,) where it is not null: (..., out), with its gradient.
 char* sapo_linear(const at::Tensor* input, const at::Tensor* weight, const at::Tensor* bias, at::Tensor** output) {

@@ -3,13 +3,14 @@
 use std::ffi::c_char;
 use std::ptr;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use super::{check, made};
 use crate::Result;
 
 unsafe extern "C" {
+    fn sapo_faster_by_onednn() -> bool;
     fn sapo_linear(
         input: *const C_tensor,
         weight: *const C_tensor,
@@ -27,6 +28,13 @@ unsafe extern "C" {
         in_bfloat16: bool,
         output: *mut *mut C_tensor,
     ) -> *mut c_char;
+}
+
+/// Whether oneDNN makes products of this kind on this device. It makes machine code for every new shape of a product and keeps
+/// half a megabyte for it: 1,024 times, or for ever where memory of others lies between.
+pub fn by_onednn(kind: Kind, device: Device) -> bool {
+    // Safety: asks what the processor is.
+    device == Device::Cpu && (kind != Kind::Float || unsafe { sapo_faster_by_onednn() })
 }
 
 /// `input` (..., in) times `weight` (out, in), plus `bias` (out,): (..., out), with its gradient. Of any kind and device that

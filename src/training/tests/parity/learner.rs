@@ -99,6 +99,8 @@ fn shared_prefixes_change_nothing() {
         examples[1].rejected_ids = Some(examples[1].chosen_ids[..2].to_vec());
         examples[2].chosen_ids.truncate(3);
         examples[3].rejected_ids = Some(examples[3].chosen_ids.clone());
+        // Without a prompt, first in a pass and later; the first one's responses differ at once.
+        examples[0].prompt_ids.clear();
         examples[4].prompt_ids.clear();
         // Drawn twice, and computed once.
         examples[7] = examples[6].clone();
@@ -156,7 +158,7 @@ fn a_resumed_learner_ends_with_the_same_bytes() {
         };
         let mut straight = learner(&directory, settings.clone());
         let before = weights(&straight);
-        let metrics: Vec<_> = (0..6).map(|_| straight.step(&examples, 8).unwrap()).collect();
+        let metrics: Vec<_> = (0..6).map(|step| straight.step(step, &examples, 8).unwrap()).collect();
         assert_ne!(weights(&straight), before);
         assert!(metrics[5]["loss"] < metrics[0]["loss"]);
         assert_eq!(metrics[0]["learning_rate"], 0.0);
@@ -164,11 +166,11 @@ fn a_resumed_learner_ends_with_the_same_bytes() {
 
         let saved = tempfile::tempdir().unwrap();
         let mut first = learner(&directory, settings.clone());
-        (0..3).for_each(|_| drop(first.step(&examples, 8).unwrap()));
+        (0..3).for_each(|step| drop(first.step(step, &examples, 8).unwrap()));
         first.save(saved.path()).unwrap();
         let mut second = learner(&directory, settings.clone());
         second.load(saved.path()).unwrap();
-        let resumed: Vec<_> = (0..3).map(|_| second.step(&examples, 8).unwrap()).collect();
+        let resumed: Vec<_> = (3..6).map(|step| second.step(step, &examples, 8).unwrap()).collect();
         assert_eq!(resumed, metrics[3..]);
         assert_eq!(weights(&second), weights(&straight));
 
@@ -185,16 +187,16 @@ fn what_an_objective_carries_from_step_to_step_is_saved() {
     let [directory, _] = tied_and_untied();
     let examples = eight_examples(&directory);
     let mut straight = learner(&directory, settings(entangled(0.1)));
-    let metrics: Vec<_> = (0..4).map(|_| straight.step(&examples, 3).unwrap()).collect();
+    let metrics: Vec<_> = (0..4).map(|step| straight.step(step, &examples, 3).unwrap()).collect();
     assert_ne!(metrics[0]["mean"], metrics[1]["mean"]);
 
     let saved = tempfile::tempdir().unwrap();
     let mut first = learner(&directory, settings(entangled(0.1)));
-    (0..2).for_each(|_| drop(first.step(&examples, 3).unwrap()));
+    (0..2).for_each(|step| drop(first.step(step, &examples, 3).unwrap()));
     first.save(saved.path()).unwrap();
     let mut second = learner(&directory, settings(entangled(0.1)));
     second.load(saved.path()).unwrap();
-    let resumed: Vec<_> = (0..2).map(|_| second.step(&examples, 3).unwrap()).collect();
+    let resumed: Vec<_> = (2..4).map(|step| second.step(step, &examples, 3).unwrap()).collect();
     assert_eq!(resumed, metrics[2..]);
     assert_eq!(weights(&second), weights(&straight));
 
@@ -210,7 +212,7 @@ fn weights_handed_out_stay_as_they_are_once_left() {
     let handed_out: ParameterSet = learner.parameters().shallow_clone();
     let before = handed_out.deep_copy();
     learner.leave_weights();
-    learner.step(&examples, 8).unwrap();
+    learner.step(0, &examples, 8).unwrap();
     for ((_, before), (name, after)) in before.iter().zip(handed_out.iter()) {
         assert_eq!(before, after, "{name}");
     }
@@ -225,7 +227,7 @@ fn frozen_parameters_stay_as_they_are() {
         let settings = LearnerSettings { freeze: vec![pattern.into()], ..settings(whole_orpo()) };
         let mut learner = learner(&directory, settings);
         let before = learner.parameters().deep_copy();
-        learner.step(&examples, 8).unwrap();
+        learner.step(0, &examples, 8).unwrap();
         for ((name, before), (_, after)) in before.iter().zip(learner.parameters().iter()) {
             let frozen = name.starts_with(pattern.trim_end_matches('*'));
             assert_eq!(before == after, frozen, "{name} with {pattern} frozen");
@@ -245,7 +247,7 @@ fn a_loss_that_is_not_finite_names_its_examples_and_changes_nothing() {
     examples[5].reference = Some((-2e38, 2e38));
     let mut learner = learner(&directory, settings(ipo(0.1)));
     let before = weights(&learner);
-    match learner.step(&examples, 8).unwrap_err() {
+    match learner.step(0, &examples, 8).unwrap_err() {
         Error::NonFinite { step: 0, what: "loss", examples } => assert_eq!(examples, ["example 5"]),
         other => panic!("{other}"),
     }
@@ -258,7 +260,7 @@ fn examples_that_cannot_be_learned_from_are_refused_by_name() {
     let [directory, _] = tied_and_untied();
     let good = eight_examples(&directory).swap_remove(3);
     let refused = |objective: Arc<dyn Objective>, example: Example| {
-        learner(&directory, settings(objective)).step(&[example], 1).unwrap_err().to_string()
+        learner(&directory, settings(objective)).step(0, &[example], 1).unwrap_err().to_string()
     };
     let error = refused(whole_orpo(), Example { chosen_ids: vec![], ..good.clone() });
     assert!(error.contains("example 3, chosen response"), "{error}");
@@ -270,7 +272,7 @@ fn examples_that_cannot_be_learned_from_are_refused_by_name() {
     assert!(error.contains("example 3, `weight`"), "{error}");
     let error = refused(whole_orpo(), Example { prompt_ids: vec![1, 99_999], ..good.clone() });
     assert!(error.contains("example 3, prompt") && error.contains("99999"), "{error}");
-    assert!(learner(&directory, settings(whole_orpo())).step(&[], 1).is_err());
+    assert!(learner(&directory, settings(whole_orpo())).step(0, &[], 1).is_err());
 }
 
 #[test]
@@ -346,4 +348,32 @@ fn tails_and_entropies_are_those_of_the_logits() {
             golden::assert_close(name, &[metrics["chosen_nll"]], &[nll], 1e-5);
         }
     }
+}
+
+/// The mean of 64 equal pairs is one of them, in one pass or in 64: a 64th of a number is as exact as the number.
+#[test]
+fn many_passes_lose_nothing_with_weights_in_bfloat16() {
+    for directory in tied_and_untied() {
+        let example = eight_examples(&directory).swap_remove(2);
+        let gradients = |examples: &[Example], objective| {
+            let Model { decoder, parameters, .. } = Model::load(&directory, tch::Device::Cpu, Kind::BFloat16).unwrap();
+            let learner = Learner::new(decoder, parameters, settings(objective)).unwrap();
+            learner.loss_gradients(examples, 1).unwrap()
+        };
+        let (alone, expected) = gradients(&[example.clone()], dpo(0.1));
+        let (together, found) = gradients(&vec![example; 64], dpo(0.1));
+        assert!(difference(&expected, &found) < 1e-6);
+        golden::assert_close("norm", &[together["grad_norm"]], &[alone["grad_norm"]], 1e-6);
+    }
+}
+
+/// Steps of a run that came without pairs have gone by for the schedule, too: of six linear ones the fourth has half the rate.
+#[test]
+fn the_learning_rate_is_that_of_the_step() {
+    let [directory, _] = tied_and_untied();
+    let schedule = Schedule::new(ScheduleKind::Linear, Warmup::Steps(0), 6).unwrap();
+    let mut learner = learner(&directory, LearnerSettings { schedule, ..settings(whole_orpo()) });
+    let rate = settings(whole_orpo()).learning_rate;
+    let metrics = learner.step(3, &eight_examples(&directory), 8).unwrap();
+    assert_eq!((metrics["learning_rate"], learner.steps()), (rate / 2.0, 1));
 }
