@@ -148,7 +148,7 @@ impl Formula {
             Binding::Tensor(of) => tensor(pairs.tensors.get(of)),
             Binding::Number => tensor(pairs.numbers.get(name)),
             Binding::Constant(value) => Ok(value.clone()),
-            Binding::State => pairs.state.get(name).map(|value| Dynamic::from(*value)).ok_or_else(missing),
+            Binding::State => pairs.state.get(name).map(|value| Value::carried(*value)).ok_or_else(missing),
             Binding::Named(expression) => evaluated(expression, scope),
             Binding::Values => {
                 let mut map = Map::new();

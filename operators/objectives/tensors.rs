@@ -192,6 +192,11 @@ fn register_binary(engine: &mut Engine, name: &str, function: Binary) {
 }
 
 impl Value {
+    /// A number that is carried from step to step: a tensor, since what a formula reads must not depend on it.
+    pub fn carried(number: f64) -> Dynamic {
+        Value::new(Tensor::from(number), false).into_dynamic()
+    }
+
     /// The value as expressions hold it.
     pub fn into_dynamic(self) -> Dynamic {
         Dynamic::from(self)

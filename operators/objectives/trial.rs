@@ -109,7 +109,7 @@ impl Evaluation<'_> {
             Binding::Number => made_up(1.0, 1.0).into_dynamic(),
             Binding::Values => Map::new().into(),
             Binding::Constant(value) => value.clone(),
-            Binding::State => self.sources.initial(name).into(),
+            Binding::State => Value::carried(self.sources.initial(name)),
             Binding::Named(expression) => match self.named(name, expression) {
                 Ok(value) => value,
                 Err(error) => return Some(Err(error)),

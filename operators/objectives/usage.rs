@@ -161,6 +161,11 @@ fn mistakes_in_definitions_are_named() {
             "objective.state.x.next",
             "expected one number, found [3]",
         ),
+        (
+            "{formula: 'if x > 1 { chosen_logps } else { rejected_logps }', state: {x: {initial: 0, next: x + 1}}}",
+            "objective.formula",
+            "a tensor is not true or false",
+        ),
     ]);
 }
 
