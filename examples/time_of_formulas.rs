@@ -115,7 +115,7 @@ fn time(model: &Path, objective: Arc<dyn Objective>) -> anyhow::Result<(f64, f64
         compute,
     };
     let mut learner = Learner::new(decoder, parameters, settings)?;
-    let step = fastest(STEPS, || learner.step(&examples, PAIRS as usize))?;
+    let step = fastest(STEPS, || learner.step(0, &examples, PAIRS as usize))?;
     Ok((step, losses))
 }
 

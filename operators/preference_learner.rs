@@ -72,7 +72,7 @@ impl PreferenceLearner {
         let examples: Vec<Example> = batches.iter().flat_map(|batch| examples(batch, step)).collect();
         let most = batches.iter().map(|batch| batch.pairs.len()).max().unwrap_or(0);
         let began = Instant::now();
-        let values = match self.learner()?.step(&examples, most) {
+        let values = match self.learner()?.step(step, &examples, most) {
             Ok(values) => values,
             Err(error @ Error::NonFinite { .. }) => {
                 let failed = FailedUpdate { node: &self.node, step, model: &self.model, batches };
@@ -88,7 +88,7 @@ impl PreferenceLearner {
         let staleness = pairs().filter_map(|pair| Some(pair.step.saturating_sub(pair.weights_version?)));
         if let Some(most) = staleness.max() {
             metrics.values.insert("staleness".into(), most as f64);
-            let ages: Vec<u64> = pairs().map(|pair| step - pair.step).collect();
+            let ages: Vec<u64> = pairs().map(|pair| step.saturating_sub(pair.step)).collect();
             metrics.values.insert("pair_age".into(), ages.iter().sum::<u64>() as f64 / ages.len() as f64);
         }
         Ok(metrics)

@@ -24,6 +24,7 @@ mod pass;
 mod release;
 mod report;
 mod scoring;
+mod sums;
 mod together;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,7 @@ use crate::parameters::{ParameterSet, WEIGHTS_FILE};
 use crate::{Error, Result};
 use pass::{Outcome, Pass, Totals};
 use report::{check_finite, read_metrics};
+use sums::Sums;
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "learner.json";
@@ -139,15 +141,15 @@ impl Learner {
     }
 
     /// One update, with `micro_batch_size` examples in a forward and backward pass. That number changes memory and speed,
-    /// not the update.
-    pub fn step(&mut self, examples: &[Example], micro_batch_size: usize) -> Result<StepMetrics> {
+    /// not the update. `step` is where the schedule of the learning rate stands: steps of a run that come without examples
+    /// count, too.
+    pub fn step(&mut self, step: u64, examples: &[Example], micro_batch_size: usize) -> Result<StepMetrics> {
         self.check(examples)?;
-        let step = self.steps();
         let totals = Totals::of(examples, self.settings.objective.needs());
         let learning_rate = self.settings.learning_rate * self.settings.schedule.multiplier(step);
         let (mut metrics, state) = match self.settings.release_gradients {
-            true => self.update_by_layers(examples, &totals, micro_batch_size, learning_rate)?,
-            false => self.update_at_once(examples, &totals, micro_batch_size, learning_rate)?,
+            true => self.update_by_layers(step, examples, &totals, micro_batch_size, learning_rate)?,
+            false => self.update_at_once(step, examples, &totals, micro_batch_size, learning_rate)?,
         };
         self.tokens_seen += totals.input_tokens;
         self.objective_state.extend(state);
@@ -159,6 +161,7 @@ impl Learner {
     /// Update the weights with all gradients; the step's metrics, and what the objective carries into the next one.
     fn update_at_once(
         &mut self,
+        step: u64,
         examples: &[Example],
         totals: &Totals,
         micro_batch_size: usize,
@@ -166,7 +169,7 @@ impl Learner {
     ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
         let (gradients, outcomes) = self.gradients(examples, totals, micro_batch_size)?;
         let metrics = read_metrics(&outcomes, Some(&global_norm(&gradients)?))?;
-        let state = check_finite(self.steps(), examples, &outcomes, &metrics)?;
+        let state = check_finite(step, examples, &outcomes, &metrics)?;
         let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
         self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
         Ok((metrics, state))
@@ -211,15 +214,20 @@ impl Learner {
         let mut head_gradient = head_gradient(&self.decoder, &leaves)?;
         let pass = pass(&self.decoder, &self.settings, &self.objective_state, &leaves, &head, totals);
         let parts: Vec<&[Example]> = examples.chunks(micro_batch_size.max(1)).collect();
+        let mut sums = Sums::of(&leaves, parts.len());
+        let mut run = |part: &[Example], known: Option<&Tensor>| {
+            let outcome = pass.run(part, head_gradient.as_mut(), known)?;
+            sums.as_mut().map_or(Ok(()), Sums::take)?;
+            Ok(outcome)
+        };
         let outcomes = match self.settings.objective.needs().whole_step && parts.len() > 1 {
-            true => pass.run_together(&parts, head_gradient.as_mut())?,
-            false => {
-                parts.iter().map(|part| pass.run(part, head_gradient.as_mut(), None)).collect::<Result<Vec<_>>>()?
-            }
+            true => pass.run_together(&parts, run)?,
+            false => parts.iter().map(|part| run(part, None)).collect::<Result<Vec<_>>>()?,
         };
         let mut gradients = Vec::with_capacity(leaves.len());
-        for (name, leaf) in leaves.iter().filter(|(_, leaf)| leaf.requires_grad()) {
-            let mut gradient = leaf.f_grad()?;
+        for (index, (name, leaf)) in leaves.iter().enumerate().filter(|(_, (_, leaf))| leaf.requires_grad()) {
+            let sum = sums.as_ref().and_then(|sums| sums.of_leaf(index)).map(Tensor::shallow_clone);
+            let mut gradient = sum.map_or_else(|| leaf.f_grad(), Ok)?;
             if name == self.decoder.head_name()
                 && let Some(mut of_head) = head_gradient.take()
             {

@@ -19,13 +19,13 @@ impl Learner {
     /// Update the weights; the step's metrics, and what the objective carries into the next one.
     pub(super) fn update_by_layers(
         &mut self,
+        step: u64,
         examples: &[Example],
         totals: &Totals,
         micro_batch_size: usize,
         learning_rate: f64,
     ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
         check_one_pass(examples.len(), micro_batch_size)?;
-        let step = self.steps();
         let leaves = self.leaves()?;
         let head = Head::new(&self.decoder, &leaves, &self.settings.compute)?;
         let mut of_head = head_gradient(&self.decoder, &leaves)?;

@@ -12,8 +12,13 @@ use super::pass::{Outcome, Pass};
 use crate::Result;
 
 impl Pass<'_> {
-    /// As [`run`](Self::run) on all parts of a step together.
-    pub fn run_together(&self, parts: &[&[Example]], mut head_gradient: Option<&mut Tensor>) -> Result<Vec<Outcome>> {
+    /// As [`run`](Self::run) on all parts of a step together. `run` is given each part again, with what is known of its
+    /// gradient.
+    pub fn run_together(
+        &self,
+        parts: &[&[Example]],
+        mut run: impl FnMut(&[Example], Option<&Tensor>) -> Result<Outcome>,
+    ) -> Result<Vec<Outcome>> {
         let mut rows = Vec::with_capacity(parts.len());
         let mut pairs = Vec::with_capacity(parts.len());
         for part in parts {
@@ -31,7 +36,7 @@ impl Pass<'_> {
         let gradients = Tensor::f_run_backward(&[loss], &rows, false, false)?;
         let mut outcomes = vec![outcome];
         for (part, gradient) in parts.iter().zip(&gradients) {
-            outcomes.push(self.run(part, head_gradient.as_deref_mut(), Some(gradient))?);
+            outcomes.push(run(part, Some(gradient))?);
         }
         Ok(outcomes)
     }

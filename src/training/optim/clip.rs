@@ -6,7 +6,7 @@ use crate::Result;
 
 /// The L2 norm of one gradient; a scalar f32 tensor on its device.
 pub fn norm(gradient: &Tensor) -> Result<Tensor> {
-    no_grad(|| Ok(gradient.f_norm()?.f_to_kind(Kind::Float)?))
+    no_grad(|| Ok(gradient.f_norm_scalaropt_dtype(2, Kind::Float)?))
 }
 
 /// The L2 norm of gradients taken together that have these [norms](norm); a scalar f32 tensor on their device.

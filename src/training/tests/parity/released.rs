@@ -28,7 +28,7 @@ fn trained(directory: &Path, settings: LearnerSettings) -> (Vec<StepMetrics>, Le
     let Model { decoder, parameters, .. } = load(directory);
     let mut learner = Learner::new(decoder, parameters, settings).unwrap();
     let examples = examples(directory);
-    let metrics = (0..3).map(|_| learner.step(&examples, examples.len()).unwrap()).collect();
+    let metrics = (0..3).map(|step| learner.step(step, &examples, examples.len()).unwrap()).collect();
     (metrics, learner)
 }
 
@@ -73,11 +73,11 @@ fn what_cannot_be_released_is_refused() {
     let before = parameters.deep_copy();
     let mut learner = Learner::new(decoder, parameters, released).unwrap();
     let mut examples = examples(&directory);
-    let error = learner.step(&examples, 1).unwrap_err().to_string();
+    let error = learner.step(0, &examples, 1).unwrap_err().to_string();
     assert!(error.contains("found 2 passes for 2 examples"), "{error}");
     // A loss that is not finite is found before any weight has changed.
     examples[1].reference = Some((-2e38, 2e38));
-    let error = learner.step(&examples, 2).unwrap_err();
+    let error = learner.step(0, &examples, 2).unwrap_err();
     assert!(matches!(&error, Error::NonFinite { what: "loss", examples, .. } if examples == &["pair 1"]), "{error}");
     assert_eq!(learner.steps(), 0);
     for ((name, before), (_, after)) in before.iter().zip(learner.parameters().iter()) {
@@ -95,7 +95,7 @@ fn weights_in_bfloat16_follow_those_in_float32() {
             let Model { decoder, parameters, .. } = Model::load(&directory, tch::Device::Cpu, kind).unwrap();
             let settings = LearnerSettings { release_gradients, ..checkpointed(orpo(0.1, PairTensor::SequenceNll)) };
             let mut learner = Learner::new(decoder, parameters, settings).unwrap();
-            let losses: Vec<f64> = (0..8).map(|_| learner.step(&examples, 2).unwrap()["loss"]).collect();
+            let losses: Vec<f64> = (0..8).map(|step| learner.step(step, &examples, 2).unwrap()["loss"]).collect();
             (losses, learner)
         };
         let ((exact, _), (losses, plain), (again, released)) =
