@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use tch::kind::Element;
 use tch::{Cuda, Device, Tensor};
 
+use crate::native::disable_cudnn_attention;
 use crate::{Error, Result};
 
 /// A device as it is written.
@@ -127,6 +128,7 @@ fn cuda_devices() -> std::result::Result<usize, String> {
             match Cuda::device_count() {
                 count if count > 0 && Cuda::is_available() => Ok(count as usize),
                 _ => Err("libtorch finds no CUDA device".to_owned()),
+            disable_cudnn_attention().map_err(|error| error.to_string())?;
             }
         })
         .clone()

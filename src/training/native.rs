@@ -46,6 +46,7 @@ unsafe extern "C" {
         count: usize,
         weight: f64,
     ) -> *mut c_char;
+    fn sapo_disable_cudnn_attention() -> *mut c_char;
 }
 
 /// The weight (out, in) of a linear layer on a CPU in oneDNN's own layout, chosen for inputs of `rows` rows.
@@ -153,6 +154,16 @@ pub fn foreach_lerp(starts: &[Tensor], ends: &[Tensor], weight: f64) -> Result<(
     unsafe { check(sapo_foreach_lerp(starts.as_ptr(), ends.as_ptr(), starts.len(), weight)) }
 }
 
+/// Keeps cuDNN out of attention, in the whole process; on a CPU that changes nothing.
+///
+/// libtorch prefers it on GPUs of compute capability 9 and 10. But it makes a plan for each new shape, which takes tens of
+/// milliseconds and is kept for good (pytorch/pytorch#155958), and here shapes change with every pair and every token. The
+/// other kernels take any shape as it comes.
+pub fn disable_cudnn_attention() -> Result<()> {
+    // Safety: nothing is passed.
+    check(unsafe { sapo_disable_cudnn_attention() })
+}
+
 fn handles(list: &[Tensor]) -> Vec<*const C_tensor> {
     list.iter().map(Tensor::as_ptr).collect()
 }
@@ -173,6 +184,8 @@ fn check(message: *mut c_char) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::c_void;
+
     use tch::{Device, Kind, Tensor};
 
     use super::*;
@@ -203,6 +216,20 @@ mod tests {
     fn errors_of_libtorch_arrive() {
         let error = PackedLinear::new(&numbers(4, 4, 1.0), 1).unwrap().apply(&numbers(1, 3, 1.0), None).unwrap_err();
         assert!(!error.to_string().is_empty());
+    }
+
+    unsafe extern "C" {
+        #[link_name = "_ZN2at13globalContextEv"]
+        fn global_context() -> *const c_void;
+        #[link_name = "_ZNK2at7Context19userEnabledCuDNNSDPEv"]
+        fn cudnn_attention_is_enabled(context: *const c_void) -> bool;
+    }
+
+    #[test]
+    fn cudnn_is_kept_out_of_attention() {
+        disable_cudnn_attention().unwrap();
+        // Safety: the context lives as long as the process.
+        assert!(!unsafe { cudnn_attention_is_enabled(global_context()) });
     }
 
     /// By hand, first update from zero moments with beta1 = beta2 = 0: mean = gradient, mean square = gradient^2, both

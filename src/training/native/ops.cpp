@@ -1,6 +1,7 @@
 // ATen operators that tch does not bind. Tensors cross as pointers to at::Tensor, which is what tch's own handles are.
 // Every function returns null, or the message of what was thrown, for the caller to free.
 
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
@@ -63,5 +64,10 @@ char* sapo_fused_adamw(
 // start += weight * (end - start) for all tensors, in place.
 char* sapo_foreach_lerp(at::Tensor** starts, at::Tensor** ends, size_t count, double weight) {
     return guarded([&] { at::_foreach_lerp_(list(starts, count), list(ends, count), weight); });
+}
+
+// From now on attention is not computed by cuDNN, in the whole process.
+char* sapo_disable_cudnn_attention() {
+    return guarded([] { at::globalContext().setSDPUseCuDNN(false); });
 }
 }
