@@ -9,6 +9,9 @@
 #include <dlfcn.h>
 
 #include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <utility>
 
 #include "guarded.h"
@@ -29,6 +32,7 @@ struct Functions {
     void (*destroy)(void*) = function<void(void*)>("_ZN2at4cuda9CUDAGraphD1Ev");
     void (*begin)(void*, PoolId, int mode) =
         function<void(void*, PoolId, int)>("_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode");
+    PoolId (*pool)(void*) = function<PoolId(void*)>("_ZN2at4cuda9CUDAGraph4poolEv");
     void (*end)(void*) = function<void(void*)>("_ZN2at4cuda9CUDAGraph11capture_endEv");
     void (*replay)(void*) = function<void(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
 };
@@ -55,24 +59,65 @@ class OnDevice {
     c10::Device before_;
 };
 
+// Graphs are made, begun, ended and freed one at a time: each registers with the device's generator of random numbers, which
+// all threads share and nothing guards.
+std::mutex one_at_a_time;
+
+class CudaGraph {
+  public:
+    CudaGraph() {
+        const std::lock_guard<std::mutex> lock(one_at_a_time);
+        functions().construct(object_, false);
+    }
+    ~CudaGraph() {
+        const std::lock_guard<std::mutex> lock(one_at_a_time);
+        functions().destroy(object_);
+    }
+    CudaGraph(const CudaGraph&) = delete;
+    CudaGraph& operator=(const CudaGraph&) = delete;
+
+    // With memory from the pool of another graph, or from a new one.
+    void begin(CudaGraph* other) {
+        const std::lock_guard<std::mutex> lock(one_at_a_time);
+        functions().begin(object_, other ? functions().pool(other->object_) : PoolId(0, 0), kThreadLocal);
+    }
+    void end() {
+        const std::lock_guard<std::mutex> lock(one_at_a_time);
+        functions().end(object_);
+    }
+    void replay() { functions().replay(object_); }
+
+  private:
+    alignas(std::max_align_t) std::byte object_[1024];
+};
+
+// What a thread records on a device goes through one stream and into one pool of memory, where libtorch finds the blocks that
+// earlier graphs have left, by their stream. Pools of their own would stay behind: they are given back when memory has run out,
+// but not while something is recorded.
+struct Recorder {
+    c10::Stream stream;
+    // A pool can be used again only while one of its graphs is there: the last one stays until the next has been recorded.
+    std::shared_ptr<CudaGraph> last;
+};
+
+thread_local std::map<c10::DeviceIndex, Recorder> recorders;
+
+Recorder& recorder(c10::Device device, const c10::impl::DeviceGuardImplInterface& guard) {
+    const auto found = recorders.find(device.index());
+    if (found != recorders.end()) return found->second;
+    return recorders.emplace(device.index(), Recorder{guard.getStreamFromGlobalPool(device), nullptr}).first->second;
+}
+
 }  // namespace
 
 extern "C" {
 
 struct SapoGraph {
-    explicit SapoGraph(c10::Device device)
-        : device(device), guard(c10::impl::getDeviceGuardImpl(device.type())), before(guard->getStream(device)) {
-        functions().construct(object, false);
-    }
-    ~SapoGraph() { functions().destroy(object); }
-    SapoGraph(const SapoGraph&) = delete;
-    SapoGraph& operator=(const SapoGraph&) = delete;
-
     c10::Device device;
     const c10::impl::DeviceGuardImplInterface* guard;
     // The stream that was this thread's before it recorded.
     c10::Stream before;
-    alignas(std::max_align_t) std::byte object[1024];
+    std::shared_ptr<CudaGraph> recorded;
 };
 
 // From here on until sapo_graph_end, what this thread launches on the device is recorded, and not done.
@@ -80,18 +125,22 @@ char* sapo_graph_begin(int64_t device_index, SapoGraph** graph) {
     return guarded([&] {
         const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device_index));
         const OnDevice on(device);
-        auto* recording = new SapoGraph(device);
+        const auto* guard = c10::impl::getDeviceGuardImpl(device.type());
+        const auto before = guard->getStream(device);
+        auto recording = std::make_unique<SapoGraph>(SapoGraph{device, guard, before, std::make_shared<CudaGraph>()});
+        // The default stream cannot be recorded. As torch.cuda.graph does, what is under way is waited for.
+        guard->synchronizeStream(before);
+        const auto& with = recorder(device, *guard);
+        guard->exchangeStream(with.stream);
         try {
-            // The default stream cannot be recorded. As torch.cuda.graph does, what is under way is waited for.
-            recording->guard->synchronizeStream(recording->before);
-            recording->guard->exchangeStream(recording->guard->getStreamFromGlobalPool(device));
-            functions().begin(recording->object, PoolId(0, 0), kThreadLocal);
+            recording->recorded->begin(with.last.get());
         } catch (...) {
-            recording->guard->exchangeStream(recording->before);
-            delete recording;
+            guard->exchangeStream(before);
+            // After an error nothing is known of the stream and the pool.
+            recorders.erase(device.index());
             throw;
         }
-        *graph = recording;
+        *graph = recording.release();
     });
 }
 
@@ -100,12 +149,14 @@ char* sapo_graph_end(SapoGraph* graph) {
     return guarded([&] {
         const OnDevice on(graph->device);
         try {
-            functions().end(graph->object);
+            graph->recorded->end();
         } catch (...) {
             graph->guard->exchangeStream(graph->before);
+            recorders.erase(graph->device.index());
             throw;
         }
         graph->guard->exchangeStream(graph->before);
+        recorder(graph->device, *graph->guard).last = graph->recorded;
     });
 }
 
@@ -113,11 +164,11 @@ char* sapo_graph_end(SapoGraph* graph) {
 char* sapo_graph_replay(SapoGraph* graph) {
     return guarded([&] {
         const OnDevice on(graph->device);
-        functions().replay(graph->object);
+        graph->recorded->replay();
     });
 }
 
-// Its memory is free when the tensors that were made are gone, too.
+// Its memory is free for the next recording when the tensors that were made are gone, too.
 char* sapo_graph_free(SapoGraph* graph) {
     return guarded([&] { delete graph; });
 }

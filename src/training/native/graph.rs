@@ -24,6 +24,9 @@ impl Graph {
     /// the first [`replay`](Self::replay). What it reads must outlive the graph, in the same place; it must not wait for the
     /// device, or bring anything from the host. Done once before, it finds the libraries' handles and kernels loaded.
     ///
+    /// Graphs that a thread records on a device share memory: what comes of a replay is to be copied before another graph
+    /// is replayed, and none may be while another is at work.
+    ///
     /// # Errors
     /// Those of `work`, among them that something cannot be recorded; and when the device is none of CUDA's.
     pub fn record<T>(device: Device, work: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
