@@ -67,8 +67,11 @@ pub fn upload<T: Element>(numbers: &[T], device: Device) -> Result<Tensor> {
     let tensor = Tensor::f_from_slice(numbers)?;
     match device {
         Device::Cpu => Ok(tensor),
-        // libtorch keeps pinned memory until copies from it are done.
-        Device::Cuda(_) => Ok(tensor.f_pin_memory(device)?.f_to_device_(device, tensor.kind(), true, false)?),
+        // libtorch keeps pinned memory until copies from it are done. It warns of `pin_memory` with a device, and tch has
+        // none without.
+        Device::Cuda(_) => {
+            Ok(tensor.f_internal_pin_memory(device)?.f_to_device_(device, tensor.kind(), true, false)?)
+        }
         other => Ok(tensor.f_to_device(other)?),
     }
 }
@@ -125,10 +128,10 @@ fn cuda_devices() -> std::result::Result<usize, String> {
     DEVICES
         .get_or_init(|| {
             open_library(c"libtorch_cuda.so")?;
+            disable_cudnn_attention().map_err(|error| error.to_string())?;
             match Cuda::device_count() {
                 count if count > 0 && Cuda::is_available() => Ok(count as usize),
                 _ => Err("libtorch finds no CUDA device".to_owned()),
-            disable_cudnn_attention().map_err(|error| error.to_string())?;
             }
         })
         .clone()
