@@ -83,8 +83,9 @@ pub(super) fn numbers(
 fn tails(layout: &Layout, pairs: i64) -> Result<Tensor> {
     let tokens = layout.response_tokens.f_view([2, pairs])?;
     let shorter = tokens.f_amin(0, false)?.f_repeat([2])?; // (pairs,) -> (sequences,)
-    // A response's rows stand in the order of its tokens.
-    let position = layout.responses.f_cumsum(1, tch::Kind::Float)?;
+    // A response's rows stand in the order of its tokens. They are counted in integers: a GPU's sums of others are not the same
+    // each time, as far as libtorch knows, and refused where all is to be.
+    let position = layout.responses.f_cumsum(1, tch::Kind::Int64)?;
     Ok(layout.responses.f_mul(&position.f_gt_tensor(&shorter.f_unsqueeze(1)?)?)?)
 }
 
