@@ -48,8 +48,7 @@ impl Pass<'_> {
             Some(cache) => cache.append(layer, &key, &value)?,
             None => (key, value),
         };
-        let mask = if config.sliding_layers[layer] { &self.masks.sliding } else { &self.masks.full };
-        let attended = match mask {
+        let attended = match self.masks.of(config.sliding_layers[layer]) {
             LayerMask::Sequences(pairs, window) => products::attend(&query, &key, &value, pairs, *window, self.kind)?,
             mask => {
                 // (batch, tokens, heads, head_dim) -> (batch, heads, tokens, head_dim), and back

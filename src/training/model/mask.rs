@@ -105,6 +105,10 @@ impl ModelInput {
     }
 }
 
+/// Numbers of a mask from one query to the next, or a multiple. libtorch's attention with a mask on a GPU takes no other: it
+/// would copy the mask in each call, and keep each copy for the backward pass.
+const ALIGNMENT: i64 = 8;
+
 /// A mask as attention takes it.
 pub(super) enum LayerMask {
     /// All queries attend to all keys.
@@ -150,16 +154,22 @@ impl PairMask {
 
 /// The masks of a forward pass, made once for all layers.
 pub(super) struct LayerMasks {
-    pub full: LayerMask,
-    pub sliding: LayerMask,
+    full: LayerMask,
+    /// None where it is the same.
+    sliding: Option<LayerMask>,
 }
 
 impl LayerMasks {
+    /// Of a layer with a sliding window, or without.
+    pub fn of(&self, slides: bool) -> &LayerMask {
+        self.sliding.as_ref().filter(|_| slides).unwrap_or(&self.full)
+    }
+
     fn in_sequences(pairs: &[SharedPrefix], window: Option<i64>) -> Result<Self> {
         let numbers: Vec<i64> = pairs.iter().flat_map(|pair| [pair.shared, pair.first, pair.second]).collect();
         let pairs = Tensor::f_from_slice(&numbers)?.f_view([-1, 3])?;
-        let full = LayerMask::Sequences(pairs.shallow_clone(), None);
-        Ok(LayerMasks { full, sliding: LayerMask::Sequences(pairs, window) })
+        let sliding = window.map(|window| LayerMask::Sequences(pairs.shallow_clone(), Some(window)));
+        Ok(LayerMasks { full: LayerMask::Sequences(pairs, None), sliding })
     }
 
     /// With `fused` for [`native::products`](crate::native::products) wherever that can do it.
@@ -184,7 +194,8 @@ impl LayerMasks {
                 let mask = |pair: &SharedPrefix| PairMask::new(*pair, window, input.ids.device(), kind);
                 Ok(LayerMask::Pairs(pairs.iter().map(mask).collect::<Result<_>>()?))
             };
-            return Ok(LayerMasks { full: masks(None)?, sliding: masks(window)? });
+            let sliding = window.map(|window| masks(Some(window))).transpose()?;
+            return Ok(LayerMasks { full: masks(None)?, sliding });
         }
         let visible = match &input.mask {
             AttentionMask::Pairs(_) => None,
@@ -213,13 +224,9 @@ impl LayerMasks {
                     None => input.positions.f_unsqueeze(1)?.f_unsqueeze(1)?,
                 };
                 let near = query_positions()?.f_sub(&key_positions)?.f_lt(window)?;
-                LayerMask::Additive(additive(&near.f_logical_and(&visible)?, kind)?)
+                Some(LayerMask::Additive(additive(&near.f_logical_and(&visible)?, kind)?))
             }
-            _ => match &full {
-                LayerMask::Everything => LayerMask::Everything,
-                LayerMask::Causal | LayerMask::Pairs(_) | LayerMask::Sequences(..) => LayerMask::Causal,
-                LayerMask::Additive(mask) => LayerMask::Additive(mask.shallow_clone()),
-            },
+            _ => None,
         };
         Ok(LayerMasks { full, sliding })
     }
@@ -230,9 +237,14 @@ fn causal(queries: i64, keys: i64, device: Device) -> Result<Tensor> {
     Ok(Tensor::f_ones([1, 1, queries, keys], (Kind::Bool, device))?.f_tril(keys - queries)?)
 }
 
+/// 0 where a key is visible, else minus infinity. What it says of a query begins at a multiple of [`ALIGNMENT`] in memory.
 fn additive(visible: &Tensor, kind: Kind) -> Result<Tensor> {
-    let zeros = Tensor::f_zeros(visible.size(), (kind, visible.device()))?;
-    Ok(zeros.f_masked_fill(&visible.f_logical_not()?, f64::NEG_INFINITY)?)
+    let (batch, heads, queries, keys) = visible.size4()?;
+    let size = [batch, heads, queries, (keys + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT];
+    let mut mask = Tensor::f_zeros(size, (kind, visible.device()))?.f_narrow(-1, 0, keys)?;
+    // In place: a new tensor would have no gaps.
+    let _ = mask.f_masked_fill_(&visible.f_logical_not()?, f64::NEG_INFINITY)?;
+    Ok(mask)
 }
 
 #[cfg(test)]
@@ -253,7 +265,7 @@ mod tests {
     #[test]
     fn a_window_hides_what_lies_further_back() {
         let masks = LayerMasks::new(&input(AttentionMask::Causal), None, Some(2), Kind::Float, false).unwrap();
-        let (LayerMask::Causal, LayerMask::Additive(sliding)) = (masks.full, masks.sliding) else { panic!() };
+        let (LayerMask::Causal, LayerMask::Additive(sliding)) = (masks.of(false), masks.of(true)) else { panic!() };
         let visible = sliding.get(0).get(0).isfinite().to_kind(Kind::Int64);
         assert_eq!(Vec::<Vec<i64>>::try_from(visible).unwrap(), [[1, 0, 0], [1, 1, 0], [0, 1, 1]]);
     }
@@ -261,7 +273,38 @@ mod tests {
     #[test]
     fn a_window_no_shorter_than_the_input_costs_nothing() {
         let masks = LayerMasks::new(&input(AttentionMask::Causal), None, Some(3), Kind::Float, false).unwrap();
-        assert!(matches!(masks.sliding, LayerMask::Causal));
+        assert!(matches!(masks.of(true), LayerMask::Causal));
+    }
+
+    #[test]
+    fn a_mask_has_gaps_in_memory_where_keys_are_no_multiple() {
+        for (keys, apart) in [(7, 8), (8, 8), (9, 16)] {
+            let visible = causal(5, keys, Device::Cpu).unwrap();
+            let mask = additive(&visible, Kind::Float).unwrap();
+            assert_eq!((mask.size(), mask.stride()), (vec![1, 1, 5, keys], vec![5 * apart, 5 * apart, apart, 1]));
+            let plain = Tensor::zeros([1, 1, 5, keys], (Kind::Float, Device::Cpu));
+            assert_eq!(mask, plain.masked_fill(&visible.logical_not(), f64::NEG_INFINITY));
+            let of = |tokens: i64, step: f64| {
+                (Tensor::arange(2 * tokens * 4, (Kind::Float, Device::Cpu)) * step).sin().view([1, 2, tokens, 4])
+            };
+            let attend = |mask: &Tensor| {
+                let (key, value) = (of(keys, 2.3), of(keys, 0.7));
+                Tensor::scaled_dot_product_attention(&of(5, 1.7), &key, &value, Some(mask), 0.0, false, None, false)
+            };
+            assert_eq!(attend(&mask), attend(&mask.contiguous()));
+        }
+    }
+
+    #[test]
+    fn pairs_without_a_window_have_their_masks_once() {
+        let pairs = vec![SharedPrefix { shared: 1, first: 3, second: 2 }];
+        let row = || Tensor::from_slice(&[0i64, 1, 2, 1, 2]).view([1, 5]);
+        let input = ModelInput { ids: row(), positions: row(), mask: AttentionMask::Pairs(pairs) };
+        let same = |window| {
+            let masks = LayerMasks::new(&input, None, window, Kind::Float, false).unwrap();
+            std::ptr::eq(masks.of(false), masks.of(true))
+        };
+        assert!(same(None) && !same(Some(2)));
     }
 
     #[test]
