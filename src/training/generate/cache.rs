@@ -63,9 +63,10 @@ impl KvCache {
         // Not just empty: a mask hides what a shorter row has not written yet, but not from a NaN times nought.
         let zeros = || Tensor::f_zeros(size, (kind, device));
         let layer = |_: &bool| Ok(LayerCache { keys: zeros()?, values: zeros()? });
+        let positions = || Tensor::f_arange(capacity, (Kind::Int64, device))?.f_unsqueeze(0);
         let rotations = match rope.depends_on_length() {
             true => None,
-            false => Some(rope.at(&Tensor::f_arange(capacity, (Kind::Int64, device))?.f_unsqueeze(0)?, kind)?),
+            false => Some(rope.at(&positions()?, capacity, kind)?),
         };
         Ok(KvCache {
             layers: config.sliding_layers.iter().map(layer).collect::<Result<_>>()?,

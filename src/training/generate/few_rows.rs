@@ -40,7 +40,7 @@ impl FewRows {
         cache.advance(positions.size()[0], 1)?;
         let rotation = match cache.rotation(positions)? {
             Some(rotation) => rotation,
-            None => decoder.rope.at(positions, Kind::Float)?,
+            None => decoder.rope.at(positions, cache.used(), Kind::Float)?,
         };
         let (positions, [cosine, sine]) = (positions.f_contiguous()?, rotation.contiguous()?);
         let places = Places { positions: &positions, cosine: &cosine, sine: &sine };

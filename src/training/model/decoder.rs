@@ -213,7 +213,12 @@ impl Decoder {
         let cached_rotation = cache.map(|pass| pass.cache().rotation(&input.positions)).transpose()?.flatten();
         let rotation = match cached_rotation {
             Some(rotation) => rotation,
-            None => self.rope.at(&input.positions, attention_kind)?,
+            None if self.rope.depends_on_length() => {
+                let tokens = input.ids.size2()?.1;
+                let cached = cache.map_or(0, |pass| (pass.keys() - tokens).max(0));
+                self.rope.at(&input.positions, input.longest(cached)?, attention_kind)?
+            }
+            None => self.rope.at(&input.positions, 0, attention_kind)?,
         };
         Ok(Pass {
             config: &self.config,

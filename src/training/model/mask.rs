@@ -11,7 +11,8 @@ use crate::{Error, Result};
 pub struct ModelInput {
     /// Token ids, (batch, tokens), i64.
     pub ids: Tensor,
-    /// Each token's position in its own sequence, (batch, tokens), i64.
+    /// Each token's position in its own sequence, (batch, tokens), i64: where the mask says where sequences begin, what it
+    /// says.
     pub positions: Tensor,
     /// Which tokens attend to which.
     pub mask: AttentionMask,
@@ -71,6 +72,19 @@ impl ModelInput {
                 Some(vec![SharedPrefix { shared: 0, first: tokens, second: 0 }; batch as usize])
             }
             AttentionMask::Causal | AttentionMask::Dense(_) => None,
+        })
+    }
+
+    /// Tokens of the longest sequence, `cached` ones included. The host knows, except with a dense mask: that does not say
+    /// where sequences begin.
+    pub(super) fn longest(&self, cached: i64) -> Result<i64> {
+        Ok(match &self.mask {
+            AttentionMask::Causal => cached + self.ids.size2()?.1,
+            AttentionMask::Pairs(pairs) => {
+                pairs.iter().map(|pair| pair.first.max(pair.shared + pair.second)).max().unwrap_or(0)
+            }
+            AttentionMask::Dense(_) if self.positions.numel() == 0 => 0,
+            AttentionMask::Dense(_) => self.positions.f_max()?.f_int64_value(&[])? + 1,
         })
     }
 
@@ -305,6 +319,27 @@ mod tests {
             std::ptr::eq(masks.of(false), masks.of(true))
         };
         assert!(same(None) && !same(Some(2)));
+    }
+
+    #[test]
+    fn the_longest_sequence_is_what_positions_say() {
+        let row = |positions: &[i64], mask| {
+            let row = || Tensor::from_slice(positions).view([1, -1]);
+            ModelInput { ids: row(), positions: row(), mask }
+        };
+        let pairs = [(1, 3, 1), (1, 3, 4), (2, 2, 0)].map(|(shared, first, second)| {
+            row(
+                &(0..first).chain(shared..shared + second).collect::<Vec<_>>(),
+                AttentionMask::Pairs(vec![SharedPrefix { shared, first, second }]),
+            )
+        });
+        let dense = AttentionMask::Dense(Tensor::ones([1, 1, 4, 4], (Kind::Bool, Device::Cpu)));
+        let dense = row(&[0, 1, 0, 1], dense);
+        let cached = row(&[5, 6], AttentionMask::Causal);
+        let inputs = pairs.iter().chain([&dense]).map(|input| (input, 0));
+        for (input, before) in inputs.chain([(&input(AttentionMask::Causal), 0), (&cached, 5)]) {
+            assert_eq!(input.longest(before).unwrap(), input.positions.max().int64_value(&[]) + 1);
+        }
     }
 
     #[test]

@@ -225,11 +225,11 @@ impl Rope {
         matches!(self.config.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. })
     }
 
-    /// The rotation at `positions` (batch, tokens), as `kind`.
-    pub fn at(&self, positions: &Tensor, kind: Kind) -> Result<Rotation> {
-        let frequencies = if self.depends_on_length() && positions.numel() > 0 {
-            let length = positions.f_max()?.f_int64_value(&[])? + 1;
-            to_tensor(&inverse_frequencies(&self.config, length)?, positions.device())?
+    /// The rotation at `positions` (batch, tokens), as `kind`, where the longest sequence has `longest` tokens: one more than
+    /// the last position. (To ask the device for that would be to wait for all it has to do.)
+    pub fn at(&self, positions: &Tensor, longest: i64, kind: Kind) -> Result<Rotation> {
+        let frequencies = if self.depends_on_length() {
+            to_tensor(&inverse_frequencies(&self.config, longest)?, positions.device())?
         } else {
             to_tensor(&self.inverse_frequencies, positions.device())?
         };

@@ -5,7 +5,8 @@
 
 use std::path::Path;
 
-use sapo_flow_training::model::{Compute, Decoder, ModelConfig};
+use sapo_flow_training::generate::{Choice, Decoding, Request, Sampling, generate};
+use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use sapo_flow_training::parameters::ParameterSet;
 use tch::{Device, Kind, Tensor};
 
@@ -47,4 +48,35 @@ fn logits_of_less_common_settings() {
             golden::assert_close(&what, &found, &golden::floats(expected), 1e-4);
         }
     }
+}
+
+/// Rotations go by the longest row, of those under way together. All ways to decode know how long that is.
+#[test]
+fn rotations_that_depend_on_length_are_the_same_whatever_the_way() {
+    let cases: serde_json::Value = serde_json::from_str(include_str!("more_models.json")).unwrap();
+    let mut found = 0;
+    for case in cases.as_array().unwrap() {
+        let config = ModelConfig::new(Path::new("config.json"), case["config"].as_object().unwrap().clone(), None);
+        let decoder = Decoder::new(config.unwrap(), Device::Cpu).unwrap();
+        if !decoder.rope.depends_on_length() {
+            continue;
+        }
+        found += 1;
+        let (weights, ids) = (weights(&decoder), golden::tokens(&case["input_ids"]));
+        let request = |tokens| Request { prompt_ids: ids[..tokens].to_vec(), max_new_tokens: 6, seed: 1 };
+        let requests = [3, 24, 11].map(request);
+        let generate = |kernels, decoding| {
+            let compute = Compute { kind: Kind::Float, kernels };
+            let sampling = Sampling { choice: Choice::Greedy, eos_ids: Vec::new(), compute, decoding };
+            generate(&decoder, &weights, &requests, &sampling).unwrap().into_iter().map(|made| made.tokens)
+        };
+        let plain = Decoding { pack_weights: false, ..Decoding::default() };
+        let expected: Vec<Vec<u32>> = generate(Kernels::Plain, plain).collect();
+        for decoding in [Decoding::default(), Decoding { look_every: Some(4), ..plain }] {
+            for kernels in [Kernels::Fused, Kernels::Plain] {
+                assert!(generate(kernels, decoding).eq(expected.iter().cloned()), "{} {decoding:?}", case["name"]);
+            }
+        }
+    }
+    assert_eq!(found, 4);
 }
