@@ -150,7 +150,7 @@ fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: &LayerMask) -> Res
         let grouped = query.f_reshape([batch, key_heads, group, head_dim])?;
         return Ok(dot_product_attention(&grouped, key, value, mask)?.f_reshape([batch, heads, 1, head_dim])?);
     }
-    if group == 1 {
+    if group == 1 || finds_key_heads(query, mask) {
         return dot_product_attention(query, key, value, mask);
     }
     let repeat = |shared: &Tensor| -> Result<Tensor> {
@@ -158,6 +158,15 @@ fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: &LayerMask) -> Res
         Ok(repeated.f_reshape([batch, heads, keys, head_dim])?)
     };
     dot_product_attention(query, &repeat(key)?, &repeat(value)?, mask)
+}
+
+/// Whether libtorch's attention finds the key head of a group itself, without a copy for each query head. On GPUs its flash
+/// attention does, with gradients too: it takes bfloat16 and no mask, and heads of so many numbers on all of them. What
+/// else there is would repeat them as well, or keep all scores.
+fn finds_key_heads(query: &Tensor, mask: &LayerMask) -> bool {
+    let head_dim = query.size().last().copied().unwrap_or(0);
+    let is_masked = !matches!(mask, LayerMask::Everything | LayerMask::Causal);
+    matches!(query.device(), Device::Cuda(_)) && query.kind() == Kind::BFloat16 && head_dim <= 192 && !is_masked
 }
 
 /// The same within each pair of sequences: the first attends to itself, the second's own tokens to the shared ones and to
@@ -193,5 +202,33 @@ fn dot_product_attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: &La
             return Err(crate::Error::Argument("pairs within a pair".into()));
         }
     };
-    Ok(Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, None, false)?)
+    let grouped = query.size4()?.1 != key.size4()?.1;
+    Ok(Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, None, grouped)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(heads: i64, step: f64) -> Tensor {
+        let numbers = (Tensor::arange(2 * heads * 5 * 8, (Kind::Float, Device::Cpu)) * step).sin();
+        numbers.view([2, heads, 5, 8]).set_requires_grad(true)
+    }
+
+    #[test]
+    fn key_heads_that_libtorch_finds_are_those_that_are_repeated() {
+        for mask in [LayerMask::Causal, LayerMask::Everything] {
+            let ways = [attend, dot_product_attention].map(|attend| {
+                let inputs = [numbers(6, 1.7), numbers(2, 2.3), numbers(2, 0.7)];
+                let attended = attend(&inputs[0], &inputs[1], &inputs[2], &mask).unwrap();
+                (&attended * &attended).sum(Kind::Float).backward();
+                (attended, inputs.map(|input| input.grad()))
+            });
+            let [(repeated, repeated_gradients), (found, gradients)] = ways;
+            assert!(found.allclose(&repeated, 1e-6, 1e-6, false));
+            for (found, repeated) in gradients.iter().zip(&repeated_gradients) {
+                assert!(found.allclose(repeated, 1e-6, 1e-6, false));
+            }
+        }
+    }
 }
