@@ -243,7 +243,10 @@ model: {op: checkpoint, in: bema}
         let emits = Emits { dtype: Some(Dtype::Float32), ..arrives.clone() };
         // The first weights, the average, and the versions that may be read; the next one is there before the oldest goes.
         let kept = (2 + context.retained_versions) * model.weights();
-        let memory = model.memory(kept, &arrives, |_, _| model.weights());
+        let policy = PlannedModel::arriving(context, "weights")?;
+        let averaging = |(policy, _): (PlannedModel, _)| model.footprint().averaging(&policy.footprint(), false);
+        let working = policy.map_or(0, averaging);
+        let memory = model.memory(kept, &arrives, |_, _| working);
         Ok(NodePlan { parameters: Some(model.footprint().parameters()), memory, emits, ..NodePlan::default() })
     }
 

@@ -7,7 +7,7 @@ use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::plan::{Emits, Memory, PlanContext};
 use sapo_flow_engine::{OperatorError, RunSettings};
 use sapo_flow_training::device;
-use sapo_flow_training::generate::Decoding;
+use sapo_flow_training::generate::{Choice, Decoding};
 use sapo_flow_training::memory::Footprint;
 use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use tch::{Device, Kind};
@@ -107,8 +107,8 @@ impl PlannedModel {
         self.footprint().weights()
     }
 
-    /// What a sampler takes that continues prompts to `emits` rows with the weights at its input `weights`; none where that
-    /// cannot be told.
+    /// What a sampler takes that continues prompts to `emits` rows with the weights at its input `weights`, choosing tokens by
+    /// `choice`; none where that cannot be told.
     ///
     /// # Errors
     /// Those of [`load`](Self::load), and where the device cannot decode that way.
@@ -116,12 +116,15 @@ impl PlannedModel {
         context: &PlanContext,
         emits: &Emits,
         decoding: &Decoding,
+        choice: &Choice,
     ) -> Result<Option<Memory>, OperatorError> {
         let Some((model, _)) = PlannedModel::arriving(context, "weights")? else { return Ok(None) };
         decoding.check(&model.decoder, model.device)?;
         let footprint = model.footprint();
-        let working =
-            |rows| model.memory(0, emits, |prompt, response| footprint.generating(rows, prompt + response, decoding));
+        let working = |rows| {
+            let generating = |prompt, response| footprint.generating(rows, prompt + response, decoding, choice);
+            model.memory(0, emits, generating)
+        };
         Ok(emits.rows.and_then(working))
     }
 

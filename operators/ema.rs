@@ -174,7 +174,10 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let emits = Emits { dtype: Some(config.dtype), ..arrives.clone() };
         let versions = context.retained_versions;
         // Where older versions may still be read, the next one is there before the oldest goes.
-        let working = if versions > 1 { model.weights() } else { 0 };
+        let policy = PlannedModel::arriving(context, "weights")?;
+        let averaging =
+            |(policy, _): (PlannedModel, _)| model.footprint().averaging(&policy.footprint(), versions == 1);
+        let working = policy.map_or(0, averaging);
         let memory = model.memory(versions * model.weights(), &arrives, |_, _| working);
         Ok(NodePlan { parameters: Some(model.footprint().parameters()), memory, emits, ..NodePlan::default() })
     }

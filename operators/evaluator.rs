@@ -329,12 +329,13 @@ evaluation:
             average_row: data::average_row(&config.data())?,
             ..Emits::default()
         };
+        let choice = config.rewriting().choice();
         // One after the other.
         let working = |prompt, response| {
             let shape = Shape::Pairs { pairs: rows, prompt, response };
             model
                 .footprint()
-                .generating(rows, prompt + response, &Decoding::default())
+                .generating(rows, prompt + response, &Decoding::default(), &choice)
                 .max(model.footprint().scoring(shape))
         };
         Ok(NodePlan { memory: model.memory(0, &lengths, working), ..NodePlan::default() })

@@ -151,7 +151,8 @@ impl RewriteSettings {
         issues
     }
 
-    fn choice(&self) -> Choice {
+    /// How tokens are chosen.
+    pub fn choice(&self) -> Choice {
         let top_k = (self.top_k > 0).then_some(self.top_k);
         let top_p = (self.top_p < 1.0).then_some(self.top_p);
         Choice::Sample(Warpers { temperature: self.temperature, top_k, top_p })

@@ -60,6 +60,15 @@ fn default_top_p() -> f64 {
     1.0
 }
 
+impl SamplerConfig {
+    /// How tokens are chosen.
+    fn choice(&self) -> Choice {
+        let SamplerConfig { temperature, top_k, top_p, .. } = *self;
+        let (top_k, top_p) = ((top_k > 0).then_some(top_k), (top_p < 1.0).then_some(top_p));
+        Choice::Sample(Warpers { temperature, top_k, top_p })
+    }
+}
+
 /// See the [module](self).
 pub struct Sampler {
     config: SamplerConfig,
@@ -72,7 +81,7 @@ pub struct Sampler {
 impl Sampler {
     /// `responses_per_prompt` samples of each prompt, in the prompts' order, and the tokens generated.
     fn sample(&self, model: &SharedWeights, prompts: &[Arc<Prompt>], step: u64) -> Result<Vec<Sample>, OperatorError> {
-        let SamplerConfig { responses_per_prompt, max_new_tokens, temperature, top_k, top_p, decoding } = self.config;
+        let SamplerConfig { responses_per_prompt, max_new_tokens, decoding, .. } = self.config;
         let each = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, responses_per_prompt));
         let tasks: Vec<(u64, &Arc<Prompt>)> = (0..).zip(each).collect();
         let requests: Vec<Request> = tasks
@@ -82,10 +91,8 @@ impl Sampler {
                 Request { prompt_ids, max_new_tokens, seed }
             })
             .collect();
-        let warpers =
-            Warpers { temperature, top_k: (top_k > 0).then_some(top_k), top_p: (top_p < 1.0).then_some(top_p) };
         let eos_ids = model.decoder.config.eos_token_ids.clone();
-        let (choice, decoding) = (Choice::Sample(warpers), decoding.settings());
+        let (choice, decoding) = (self.config.choice(), decoding.settings());
         let sampling = Sampling { choice, eos_ids, compute: self.compute, decoding };
         let generations = generate(&model.decoder, &model.parameters, &requests, &sampling)?;
         let samples = tasks.iter().zip(requests).zip(generations).map(|(((n, prompt), request), generation)| {
@@ -200,7 +207,7 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
         let rows = prompts.rows.map(|prompts| prompts * responses);
         let longest = prompts.max_length.map(|tokens| tokens + config.max_new_tokens as u64);
         let emits = Emits { rows, max_length: longest, average_row: prompts.average_row, ..Emits::default() };
-        let memory = PlannedModel::sampling(context, &emits, &config.decoding.settings())?;
+        let memory = PlannedModel::sampling(context, &emits, &config.decoding.settings(), &config.choice())?;
         Ok(NodePlan { memory, emits, ..NodePlan::default() })
     }
 

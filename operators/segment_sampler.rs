@@ -203,7 +203,8 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let rows = prompts.rows.map(|prompts| prompts * responses);
         let average_row = prompts.average_row;
         let emits = Emits { rows, max_length: Some(tokens), average_row, ..Emits::default() };
-        let memory = PlannedModel::sampling(context, &emits, &config.decoding.settings())?;
+        let settings = config.settings();
+        let memory = PlannedModel::sampling(context, &emits, &settings.decoding, &settings.choice())?;
         Ok(NodePlan { memory, emits, ..NodePlan::default() })
     }
 

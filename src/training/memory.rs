@@ -24,7 +24,10 @@
 //! An optimizer whose kernels are not fused works on blocks of a parameter, on a CPU within its cache; on other devices
 //! what it has in memory for a block is counted. Where gradients are released, a step has three phases: the loss, with the
 //! head's gradient and logits; the layers, with one layer's activations and gradients at a time; the embedding, with its
-//! gradient. A head tied to the embedding keeps its gradient until then.
+//! gradient. A head tied to the embedding keeps its gradient until then. Where the compute type is not float32, each chunk's part
+//! of the head's gradient is there in the compute type before it is added: one at a time.
+//!
+//! GPUs repeat no keys and values where there is no mask and the compute type is bfloat16; they are counted all the same.
 //!
 //! Not counted: what libtorch's kernels use inside; in fused attention a block's scores and their gradients, 1 KiB for each
 //! head and key of the longest sequence; the code that oneDNN generates; and the gaps that freed memory leaves in the heap.
@@ -32,13 +35,16 @@
 use tch::{Device, Kind};
 
 use crate::blocks::DEVICE_BLOCK;
-use crate::generate::{Decoding, Layout, PASS_TOKENS, Recording};
+use crate::generate::{Choice, Decoding, Layout, PASS_TOKENS, Recording};
 use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
 use crate::model::{Compute, Decoder, Kernels, attention_kind};
 use crate::optim::Rule;
 
 /// Bytes of an f32.
 const FLOAT: u64 = 4;
+/// Bytes for each logit that a choice on the device looks at: it sorted, its token, and its scaled value, 16; weights, shares and
+/// their sums, five times 8.
+const CHOOSING: u64 = 56;
 
 /// A model on a device, in a compute type.
 #[derive(Clone, Copy)]
@@ -159,7 +165,7 @@ impl Footprint<'_> {
         let (head, head_gradient) = (self.copies(self.head_parameters()), FLOAT * self.head_parameters());
         let updating = gradients + self.updating(step.optimizer);
         let layers_and_gradients = if step.passes > 1 { activations + updating } else { activations.max(updating) };
-        head + head_gradient + self.logits_at_a_time(step.shape) + layers_and_gradients
+        head + head_gradient + self.logits_at_a_time(step.shape) + self.head_product() + layers_and_gradients
     }
 
     fn training_with_release(&self, step: TrainingStep) -> u64 {
@@ -167,7 +173,8 @@ impl Footprint<'_> {
         let head_gradient = FLOAT * self.head_parameters();
         let kept = if self.decoder.config.tie_word_embeddings { head_gradient } else { 0 };
         let layer_gradients = bytes(self.weights) * self.layer_parameters() / self.layers();
-        let loss = inputs + head_gradient + self.logits_at_a_time(step.shape).max(updating);
+        let logits = self.logits_at_a_time(step.shape) + self.head_product();
+        let loss = inputs + head_gradient + logits.max(updating);
         let layers = inputs + kept + self.one_layer(step.shape).max(updating) + layer_gradients;
         let embedding = kept + bytes(self.weights) * self.head_parameters() + updating;
         self.copies(self.head_parameters()) + loss.max(layers).max(embedding)
@@ -188,6 +195,11 @@ impl Footprint<'_> {
         all.min(KEPT_BYTES as u64) + all.min(CHUNK_BYTES as u64)
     }
 
+    /// A chunk's part of the head's gradient, where the compute type is not that of their sum.
+    fn head_product(&self) -> u64 {
+        if self.kind == Kind::Float { 0 } else { bytes(self.kind) * self.head_parameters() }
+    }
+
     /// What an optimizer has in memory while it updates a block of the largest parameter.
     fn updating(&self, rule: Rule) -> u64 {
         if self.device == Device::Cpu {
@@ -203,16 +215,32 @@ impl Footprint<'_> {
         self.layer(shape) + self.copies(self.head_parameters()) + logits
     }
 
+    /// What it takes to average the weights of `policy` into these: a copy of those on another device, and the next average
+    /// beside the last, unless it takes its place. A GPU that averages all of them together in place takes a copy of weights
+    /// that are not in float32, too.
+    pub fn averaging(&self, policy: &Footprint, in_place: bool) -> u64 {
+        let moved = if policy.device == self.device { 0 } else { policy.weights() };
+        let together = self.device != Device::Cpu && self.weights == Kind::Float;
+        let converted = together && policy.weights != Kind::Float;
+        moved + if !in_place || converted { self.weights() } else { 0 }
+    }
+
     /// What it takes to generate so many responses: a cache for rows of so many tokens, prompts included, the weights in
     /// the compute type where they are not in it, the weights as they are laid out for many rows on a CPU, or in 8 bits,
-    /// which take the others' place if these were copies and no prompt waits for them, and the pass over the prompts.
-    pub fn generating(&self, responses: u64, tokens: u64, decoding: &Decoding) -> u64 {
+    /// which take the others' place if these were copies and no prompt waits for them, the pass over the prompts, and where
+    /// the device chooses tokens, what it makes of the logits that it looks at: without top-k all of them.
+    pub fn generating(&self, responses: u64, tokens: u64, decoding: &Decoding, choice: &Choice) -> u64 {
         let rows = decoding.rows(responses as usize) as u64;
         let config = &self.decoder.config;
         let keys = (config.num_key_value_heads * config.head_dim) as u64;
         let layers = config.num_hidden_layers as u64;
         let cache = rows * tokens * layers * 2 * keys * bytes(attention_kind(self.device, self.kind));
-        let logits = rows * config.vocab_size as u64 * (FLOAT + bytes(self.kind));
+        let looked_at = match choice {
+            Choice::Sample(warpers) if decoding.look_every(self.device) > 1 => warpers.candidates(config.vocab_size),
+            Choice::Sample(_) | Choice::Greedy => 0,
+        };
+        let logits = config.vocab_size as u64 * (FLOAT + bytes(self.kind));
+        let logits = rows * (logits + looked_at as u64 * CHOOSING);
         let pass = (rows * tokens).min(tokens.max(PASS_TOKENS as u64));
         // Recorded work keeps its own, whatever else is under way.
         let logits = if decoding.recording == Recording::CudaGraph { 2 * logits } else { logits };

@@ -135,7 +135,7 @@ impl Decoding {
         Ok(())
     }
 
-    fn look_every(&self, device: Device) -> usize {
+    pub(crate) fn look_every(&self, device: Device) -> usize {
         self.look_every.unwrap_or(if device == Device::Cpu { 1 } else { GPU_LOOKS_EVERY })
     }
 }

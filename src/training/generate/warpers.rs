@@ -46,7 +46,7 @@ impl Warpers {
     }
 
     /// How many of the likeliest tokens to look at.
-    pub(super) fn candidates(&self, vocab_size: i64) -> i64 {
+    pub(crate) fn candidates(&self, vocab_size: i64) -> i64 {
         self.top_k.map_or(vocab_size, |k| (k as i64).saturating_add(ROOM_FOR_TIES).min(vocab_size))
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::*;
+use crate::generate::Warpers;
 use crate::model::ModelConfig;
 
 const ADAMW: Rule = Rule::Adamw { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
@@ -80,8 +81,9 @@ fn a_step_by_hand() {
     let step =
         TrainingStep { shape, passes: 1, gradient_checkpointing: false, release_gradients: false, optimizer: ADAMW };
     let activations = 30 * 2048 * 34_220 + 2 * 30 * layer_parameters;
-    // The head in bfloat16 and its gradient; logits of all positions, 201 MB, and a chunk of at most 134 MB.
-    let around_the_head = 2 * head + 4 * head + 2048 * 49_152 * 2 + (128 << 20);
+    // The head in bfloat16 and its gradient, with a chunk's part of that; logits of all positions, 201 MB, and a chunk of at
+    // most 134 MB.
+    let around_the_head = 2 * head + 4 * head + 2 * head + 2048 * 49_152 * 2 + (128 << 20);
     assert_eq!(bf16.training(step), activations + around_the_head);
     // Gradients, 538 MB, are added where an earlier pass left them.
     let gradients = 4 * 134_515_008;
@@ -95,41 +97,78 @@ fn a_step_by_hand() {
 #[test]
 fn generation_by_hand() {
     let decoder = smollm2();
-    let plain = Decoding { pack_weights: false, ..Decoding::default() };
+    let (plain, greedy) = (Decoding { pack_weights: false, ..Decoding::default() }, &Choice::Greedy);
     // 4 rows of 100 tokens: keys and values of 192 f32 in 30 layers; the pass over the prompts; f32 logits twice.
     let cache = 4 * 100 * 30 * 2 * 192 * 4;
     let float = cache + 400 * 47_660 + 4 * 49_152 * 8;
-    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &plain), float);
+    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &plain, greedy), float);
     // In bfloat16 the weights are there once more, and the cache stays as it is on a CPU.
     let bf16 = cache + 400 * 34_220 + 4 * 49_152 * 6;
-    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &plain), 2 * 134_515_008 + bf16);
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &plain, greedy), 2 * 134_515_008 + bf16);
     // Few rows take the weights as they are, with fused kernels; a layer then keeps 33,836 and 18,860 bytes a position.
     let packed = Decoding::default();
     let fused = |kind: Kind| Footprint { kernels: Kernels::Fused, ..on_cpu(&decoder, kind) };
     let few = cache + 400 * 33_836 + 4 * 49_152 * 8;
-    assert_eq!(fused(Kind::Float).generating(4, 100, &packed), few);
+    assert_eq!(fused(Kind::Float).generating(4, 100, &packed, greedy), few);
     let few = cache + 400 * 18_860 + 4 * 49_152 * 6;
-    assert_eq!(fused(Kind::BFloat16).generating(4, 100, &packed), 2 * 134_515_008 + few);
+    assert_eq!(fused(Kind::BFloat16).generating(4, 100, &packed, greedy), 2 * 134_515_008 + few);
     // The plain way lays them out: the layers' weights take the copies' place, all but the embedding and the last norm.
-    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &packed), 4 * 134_515_008 + float);
+    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &packed, greedy), 4 * 134_515_008 + float);
     let kept = 2 * (49_152 * 576 + 576);
-    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &packed), 2 * 134_515_008 + kept + bf16);
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &packed, greedy), 2 * 134_515_008 + kept + bf16);
     // So do those in 8 bits.
     let int8 = Decoding { int8_weights: true, ..packed };
-    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &int8), 134_515_008 + float);
-    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &int8), 134_515_008 + kept + bf16);
+    assert_eq!(on_cpu(&decoder, Kind::Float).generating(4, 100, &int8, greedy), 134_515_008 + float);
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(4, 100, &int8, greedy), 134_515_008 + kept + bf16);
     // Of 10 responses 4 at a time: the prompts that wait need the copies.
     let four = Decoding { concurrent_responses: Some(4), ..packed };
-    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(10, 100, &four), 4 * 134_515_008 + bf16);
+    assert_eq!(on_cpu(&decoder, Kind::BFloat16).generating(10, 100, &four, greedy), 4 * 134_515_008 + bf16);
     // Many rows are laid out with fused kernels, too.
-    let [few, many] = [16, 17].map(|rows| fused(Kind::Float).generating(rows, 100, &packed));
+    let [few, many] = [16, 17].map(|rows| fused(Kind::Float).generating(rows, 100, &packed, greedy));
     assert_eq!(many - few, 4 * 134_515_008 + 100 * 30 * 2 * 192 * 4 + 49_152 * 8 + 100 * 33_836);
     // A pass over prompts holds 4096 tokens, or one longer prompt.
     let passes = |rows, tokens| {
         let rest = rows * tokens * 30 * 2 * 192 * 4 + rows * 49_152 * 8;
-        (on_cpu(&decoder, Kind::Float).generating(rows, tokens, &plain) - rest) / 47_660
+        (on_cpu(&decoder, Kind::Float).generating(rows, tokens, &plain, greedy) - rest) / 47_660
     };
     assert_eq!((passes(100, 100), passes(4, 5000)), (4096, 5000));
+}
+
+#[test]
+fn choosing_on_the_device_takes_more_without_top_k() {
+    let decoder = smollm2();
+    let gpu = Footprint { device: Device::Cuda(0), ..on_cpu(&decoder, Kind::BFloat16) };
+    let choosing = |footprint: &Footprint, top_k, decoding: Decoding| {
+        let choice = Choice::Sample(Warpers { temperature: 1.0, top_k, top_p: None });
+        let generating = |choice| footprint.generating(4, 100, &decoding, choice);
+        generating(&choice) - generating(&Choice::Greedy)
+    };
+    let plain = Decoding::default();
+    assert_eq!(choosing(&gpu, None, plain), 4 * 49_152 * 56);
+    // 64 more are looked at for ties.
+    assert_eq!(choosing(&gpu, Some(50), plain), 4 * 114 * 56);
+    assert_eq!(choosing(&gpu, None, Decoding { recording: Recording::CudaGraph, ..plain }), 2 * 4 * 49_152 * 56);
+    // The host chooses with memory of its own.
+    assert_eq!(choosing(&on_cpu(&decoder, Kind::BFloat16), None, plain), 0);
+}
+
+#[test]
+fn averaging_copies_what_is_elsewhere_or_of_another_kind() {
+    let decoder = smollm2();
+    let of = |device, weights| Footprint { device, weights, ..on_cpu(&decoder, Kind::BFloat16) };
+    let (cpu, first, second) = (Device::Cpu, Device::Cuda(0), Device::Cuda(1));
+    let (float, bf16) = (4 * 134_515_008, 2 * 134_515_008);
+    for (average, policy, in_place, expected) in [
+        (of(first, Kind::Float), of(first, Kind::Float), true, 0),
+        (of(first, Kind::Float), of(first, Kind::BFloat16), true, float),
+        (of(first, Kind::BFloat16), of(first, Kind::Float), true, 0),
+        (of(cpu, Kind::Float), of(cpu, Kind::BFloat16), true, 0),
+        (of(first, Kind::BFloat16), of(first, Kind::Float), false, bf16),
+        (of(second, Kind::Float), of(first, Kind::BFloat16), true, bf16 + float),
+        (of(second, Kind::BFloat16), of(first, Kind::Float), false, float + bf16),
+    ] {
+        assert_eq!(average.averaging(&policy, in_place), expected);
+    }
 }
 
 #[test]
@@ -142,9 +181,10 @@ fn released_gradients_by_hand() {
         TrainingStep { shape, passes: 1, gradient_checkpointing: true, release_gradients: true, optimizer: ADAMW };
     // The head in bfloat16 and its gradient stay until the embedding's is there: tied, they are one weight.
     assert_eq!(bf16.training(step), 2 * head + 4 * head + 4 * head);
-    // With more positions the loss takes most: 31 inputs of layers, the head's gradient, 512 and 128 MiB of logits.
+    // With more positions the loss takes most: 31 inputs of layers, the head's gradient and a part of it, 512 and 128 MiB of
+    // logits.
     let shape = Shape::Rows { rows: 64, tokens: 256 };
-    let loss = 31 * 16_384 * 576 * 2 + 4 * head + (640 << 20);
+    let loss = 31 * 16_384 * 576 * 2 + 4 * head + 2 * head + (640 << 20);
     let layer = 31 * 16_384 * 576 * 2 + 4 * head + 16_384 * 34_220 + 2 * layer_parameters + 4 * layer_parameters;
     assert!(layer < loss);
     assert_eq!(bf16.training(TrainingStep { shape, ..step }), 2 * head + loss);
@@ -170,7 +210,7 @@ fn a_model_of_8_billion_parameters_fits_80_gb() {
     let shape = Shape::Pairs { pairs: 4, prompt: 1024, response: 1024 };
     let step =
         TrainingStep { shape, passes: 1, gradient_checkpointing: true, release_gradients: true, optimizer: ADAMW_8BIT };
-    let generating = ema.generating(4, 2048, &Decoding::default());
+    let generating = ema.generating(4, 2048, &Decoding::default(), &Choice::Greedy);
     let working = policy.training(step).max(generating);
     // Nothing is converted for the sampler.
     assert!(generating < 4 << 30);
