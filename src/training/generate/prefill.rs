@@ -19,7 +19,7 @@ use crate::parameters::ParameterSet;
 pub const PASS_TOKENS: usize = 4096;
 
 /// Tokens of a pass are rounded up to a multiple of this where oneDNN computes: it keeps something for every new number.
-const MULTIPLE: i64 = 16;
+const MULTIPLE: usize = 16;
 
 /// A prompt, and the row of the cache that it begins anew.
 #[derive(Clone, Copy, Debug)]
@@ -59,15 +59,16 @@ pub(super) fn prefill(
             }
             from += tokens_of(carrier);
         }
-        // Tokens that no prompt sees, and that go to no row of the cache.
-        let filler = (-from).rem_euclid(multiple);
         let ids = computed.iter().flat_map(|&carrier| prompts[carrier].ids.iter().map(|&id| i64::from(id)));
-        let ids: Vec<i64> = ids.chain((0..filler).map(|_| 0)).collect();
-        let sequences = || computed.iter().map(tokens_of).chain(Some(filler).filter(|&filler| filler > 0));
-        let positions: Vec<i64> = sequences().flat_map(|tokens| 0..tokens).collect();
+        let mut ids: Vec<i64> = ids.collect();
+        let mut positions: Vec<i64> = computed.iter().flat_map(|carrier| 0..tokens_of(carrier)).collect();
+        // Tokens that no prompt sees, and that go to no row of the cache.
+        let tokens = ids.len().next_multiple_of(multiple);
+        ids.resize(tokens, 0);
+        positions.resize(tokens, 0);
         let row = |values: &[i64]| -> Result<Tensor> { Ok(upload(values, decoder.device)?.f_unsqueeze(0)?) };
         let alone = |tokens: i64| SharedPrefix { shared: tokens, first: tokens, second: 0 };
-        let mask = AttentionMask::Pairs(sequences().map(alone).collect());
+        let mask = AttentionMask::Pairs(computed.iter().map(|carrier| alone(tokens_of(carrier))).collect());
         let input = ModelInput { ids: row(&ids)?, positions: row(&positions)?, mask };
         let filling = cache.fill(&placements)?;
         let hidden = decoder.hidden_states_in(weights, &PackedWeights::default(), &input, Some(&filling), compute)?;

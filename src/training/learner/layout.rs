@@ -220,12 +220,9 @@ fn shared_prefix(
     }
     predictions.spans.extend(rejected_spans);
     // Tokens and rows that belong to no sequence: no pair sees them, and no gradient comes from them.
-    let filler = ids.len().next_multiple_of(multiple) - ids.len();
-    if filler > 0 {
-        ids.resize(ids.len() + filler, 0);
-        positions.extend(0..filler as i64);
-        pairs.push(SharedPrefix { shared: filler as i64, first: filler as i64, second: 0 });
-    }
+    let tokens = ids.len().next_multiple_of(multiple);
+    ids.resize(tokens, 0);
+    positions.resize(tokens, 0);
     while !predictions.rows.len().is_multiple_of(multiple) {
         predictions.push(0, 0);
     }

@@ -27,7 +27,8 @@ pub enum AttentionMask {
     /// Bool, (batch or 1, 1, queries, keys), true where the query attends to the key; keys are the cached tokens and
     /// then the input's own. Every query, padding too, must attend to something.
     Dense(Tensor),
-    /// One row that holds these pairs of sequences, one after the other. No pair sees another, nor anything cached.
+    /// One row that holds these pairs of sequences, one after the other. No pair sees another, nor anything cached. Tokens
+    /// after them fill the row up: nothing sees them, and what the decoder returns there is meaningless.
     Pairs(Vec<SharedPrefix>),
 }
 
@@ -67,7 +68,7 @@ impl ModelInput {
     fn in_pairs(&self, keys: i64, cache: Option<&CachePass>) -> Result<Option<Vec<SharedPrefix>>> {
         let (batch, tokens) = self.ids.size2()?;
         Ok(match &self.mask {
-            AttentionMask::Pairs(pairs) => Some(pairs.clone()),
+            AttentionMask::Pairs(pairs) => Some(and_filler(pairs, tokens)),
             AttentionMask::Causal if tokens > 1 && tokens == keys && !cache.is_some_and(CachePass::is_ragged) => {
                 Some(vec![SharedPrefix { shared: 0, first: tokens, second: 0 }; batch as usize])
             }
@@ -98,9 +99,9 @@ impl ModelInput {
         if let AttentionMask::Pairs(pairs) = &self.mask {
             let held: i64 = pairs.iter().map(|pair| pair.first + pair.second).sum();
             let whole = pairs.iter().all(|pair| 0 <= pair.shared && pair.shared <= pair.first && pair.first > 0);
-            if batch != 1 || cached != 0 || held != tokens || !whole {
+            if batch != 1 || cached != 0 || held > tokens || !whole {
                 return Err(Error::Argument(format!(
-                    "attention mask: expected one row of {tokens} tokens in pairs that attend to nothing cached, found \
+                    "attention mask: expected one row of {tokens} tokens with pairs that attend to nothing cached, found \
                      {batch} rows, {cached} cached, and pairs {pairs:?}"
                 )));
             }
@@ -117,6 +118,13 @@ impl ModelInput {
         }
         Ok((batch, tokens))
     }
+}
+
+/// The pairs, and the tokens behind them as one more, for attention to have something to work on everywhere.
+fn and_filler(pairs: &[SharedPrefix], tokens: i64) -> Vec<SharedPrefix> {
+    let filler = tokens - pairs.iter().map(|pair| pair.first + pair.second).sum::<i64>();
+    let filler = (filler > 0).then_some(SharedPrefix { shared: 0, first: filler, second: 0 });
+    pairs.iter().copied().chain(filler).collect()
 }
 
 /// Numbers of a mask from one query to the next, or a multiple. libtorch's attention with a mask on a GPU takes no other: it
@@ -204,6 +212,7 @@ impl LayerMasks {
         // (batch, 1, queries, 1)
         let query_positions = || input.positions.f_unsqueeze(1)?.f_unsqueeze(-1);
         if let AttentionMask::Pairs(pairs) = &input.mask {
+            let pairs = and_filler(pairs, tokens);
             let masks = |window| -> Result<LayerMask> {
                 let mask = |pair: &SharedPrefix| PairMask::new(*pair, window, input.ids.device(), kind);
                 Ok(LayerMask::Pairs(pairs.iter().map(mask).collect::<Result<_>>()?))
@@ -336,7 +345,9 @@ mod tests {
         let dense = AttentionMask::Dense(Tensor::ones([1, 1, 4, 4], (Kind::Bool, Device::Cpu)));
         let dense = row(&[0, 1, 0, 1], dense);
         let cached = row(&[5, 6], AttentionMask::Causal);
-        let inputs = pairs.iter().chain([&dense]).map(|input| (input, 0));
+        let pair = SharedPrefix { shared: 1, first: 3, second: 1 };
+        let filled = row(&[vec![0, 1, 2, 1], vec![0; 60]].concat(), AttentionMask::Pairs(vec![pair]));
+        let inputs = pairs.iter().chain([&dense, &filled]).map(|input| (input, 0));
         for (input, before) in inputs.chain([(&input(AttentionMask::Causal), 0), (&cached, 5)]) {
             assert_eq!(input.longest(before).unwrap(), input.positions.max().int64_value(&[]) + 1);
         }
