@@ -117,7 +117,7 @@ batches: {op: batcher, in: prompts.pairs, with: {batch_size: 8, max_length: 2048
             rows: arrives.rows,
             batch_size: Some(arrives.rows.map_or(most, |rows| rows.min(most))),
             max_length: Some(arrives.max_length.map_or(max_length, |tokens| tokens.min(max_length))),
-            average_row: arrives.average_row,
+            sample: arrives.sample,
             ..Emits::default()
         };
         Ok(NodePlan { emits, ..NodePlan::default() })

@@ -246,7 +246,7 @@ model: {op: checkpoint, in: bema}
         let policy = PlannedModel::arriving(context, "weights")?;
         let averaging = |(policy, _): (PlannedModel, _)| model.footprint().averaging(&policy.footprint(), false);
         let working = policy.map_or(0, averaging);
-        let memory = model.memory(kept, &arrives, |_, _| working);
+        let memory = Some(model.steady_memory(kept, working));
         Ok(NodePlan { parameters: Some(model.footprint().parameters()), memory, emits, ..NodePlan::default() })
     }
 

@@ -12,6 +12,8 @@ use sapo_flow_training::memory::Footprint;
 use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use tch::{Device, Kind};
 
+use crate::planned_batches::{BatchLengths, PlannedBatches};
+
 /// libtorch's name for a type.
 pub fn kind(dtype: Dtype) -> Kind {
     match dtype {
@@ -121,18 +123,22 @@ impl PlannedModel {
         let Some((model, _)) = PlannedModel::arriving(context, "weights")? else { return Ok(None) };
         decoding.check(&model.decoder, model.device)?;
         let footprint = model.footprint();
-        let working = |rows| {
-            let generating = |prompt, response| footprint.generating(rows, prompt + response, decoding, choice);
-            model.memory(0, emits, generating)
+        let generating = |rows: u64| {
+            let working = |batch: &BatchLengths| footprint.generating(rows, batch.longest.tokens(), decoding, choice);
+            model.memory(0, &PlannedBatches::new(context, emits, rows), working)
         };
-        Ok(emits.rows.and_then(working))
+        Ok(emits.rows.map(generating))
     }
 
-    /// So many bytes kept on its device, and what `working` says of sequences of so many tokens, prompt and response:
-    /// nothing is known of how the longest are divided, so all of them may be response.
-    pub fn memory(&self, kept: u64, arrives: &Emits, working: impl Fn(u64, u64) -> u64) -> Option<Memory> {
-        let most = working(0, arrives.max_length.unwrap_or(0));
-        let on_average = arrives.average_row.map_or(most, |(prompt, response)| working(prompt, response).min(most));
-        Some(Memory { device: device::name(self.device), kept, working: most, working_on_average: on_average })
+    /// So many bytes kept on its device, and what `working` says of batches.
+    pub fn memory(&self, kept: u64, batches: &PlannedBatches, working: impl Fn(&BatchLengths) -> u64) -> Memory {
+        let most = working(&batches.most);
+        let expected = batches.expected.as_ref().map_or(most, |expected| working(expected).min(most));
+        Memory { device: device::name(self.device), kept, working: most, working_expected: expected }
+    }
+
+    /// So many bytes kept on its device, and so many more at every step.
+    pub fn steady_memory(&self, kept: u64, working: u64) -> Memory {
+        Memory { device: device::name(self.device), kept, working, working_expected: working }
     }
 }

@@ -178,7 +178,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let averaging =
             |(policy, _): (PlannedModel, _)| model.footprint().averaging(&policy.footprint(), versions == 1);
         let working = policy.map_or(0, averaging);
-        let memory = model.memory(versions * model.weights(), &arrives, |_, _| working);
+        let memory = Some(model.steady_memory(versions * model.weights(), working));
         Ok(NodePlan { parameters: Some(model.footprint().parameters()), memory, emits, ..NodePlan::default() })
     }
 

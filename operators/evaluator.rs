@@ -12,7 +12,6 @@ use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, P
 use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, generate};
 use sapo_flow_training::learner::{Example, score};
-use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::Compute;
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
@@ -21,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::compute::{PlannedModel, compute};
 use crate::data::{self, Columns, OnError, Part, Paths};
 use crate::draws::Draws;
+use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
 use crate::rewrite::{RewriteSettings, Rewritten, SegmentTokens, defaults, rewrite};
 use crate::segments::Truncation;
 use crate::state;
@@ -326,19 +326,19 @@ evaluation:
         let rows = config.batch_size as u64;
         let lengths = Emits {
             max_length: Some(config.max_length as u64),
-            average_row: data::average_row(&config.data())?,
+            sample: data::sample(&config.data())?,
             ..Emits::default()
         };
         let choice = config.rewriting().choice();
         // One after the other.
-        let working = |prompt, response| {
-            let shape = Shape::Pairs { pairs: rows, prompt, response };
+        let working = |batch: &BatchLengths| {
             model
                 .footprint()
-                .generating(rows, prompt + response, &Decoding::default(), &choice)
-                .max(model.footprint().scoring(shape))
+                .generating(rows, batch.longest.tokens(), &Decoding::default(), &choice)
+                .max(model.footprint().scoring(pairs_of(rows, batch.mean)))
         };
-        Ok(NodePlan { memory: model.memory(0, &lengths, working), ..NodePlan::default() })
+        let memory = model.memory(0, &PlannedBatches::new(context, &lengths, rows), working);
+        Ok(NodePlan { memory: Some(memory), ..NodePlan::default() })
     }
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {

@@ -49,6 +49,7 @@ pub mod objectives;
 pub mod openai;
 pub mod openai_judge;
 pub mod openai_sampler;
+mod planned_batches;
 pub mod preference_learner;
 pub mod prompt_source;
 pub mod reference;

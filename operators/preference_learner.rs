@@ -26,6 +26,7 @@ use crate::examples::{check_values, example};
 use crate::failed_update::FailedUpdate;
 use crate::learner_config::PreferenceLearnerConfig;
 use crate::objectives::{self, Sum};
+use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
 use crate::reference::Reference;
 use crate::weights::{SharedWeights, Versions};
 
@@ -271,15 +272,16 @@ learner:
             None => notes.push("activations not counted: the size of batches is unknown".into()),
         }
         let objective = objective(config)?;
-        let shape = |prompt, response| match (objective.needs().rejected(), config.layout()) {
-            (false, _) => Shape::Rows { rows: pairs, tokens: prompt + response },
-            (true, LayoutKind::Padded) => Shape::Rows { rows: 2 * pairs, tokens: prompt + response },
-            (true, LayoutKind::SharedPrefix) => Shape::Pairs { pairs, prompt, response },
+        let shape = |batch: &BatchLengths| match (objective.needs().rejected(), config.layout()) {
+            (false, LayoutKind::Padded) => Shape::Rows { rows: pairs, tokens: batch.longest.tokens() },
+            (false, LayoutKind::SharedPrefix) => Shape::Rows { rows: pairs, tokens: batch.mean.tokens() },
+            (true, LayoutKind::Padded) => Shape::Rows { rows: 2 * pairs, tokens: batch.longest.tokens() },
+            (true, LayoutKind::SharedPrefix) => pairs_of(pairs, batch.mean),
         };
         let passes = arrives.rows.map_or(1, |rows| rows.div_ceil(pairs.max(1)));
-        let working = |prompt, response| {
+        let working = |batch: &BatchLengths| {
             footprint.training(TrainingStep {
-                shape: shape(prompt, response),
+                shape: shape(batch),
                 passes,
                 gradient_checkpointing: config.gradient_checkpointing,
                 release_gradients: config.release_gradients,
@@ -303,7 +305,7 @@ learner:
         };
         Ok(NodePlan {
             parameters: Some(parameters),
-            memory: model.memory(kept, &arrives, working),
+            memory: Some(model.memory(kept, &PlannedBatches::new(context, &arrives, pairs), working)),
             emits,
             notes,
             ..NodePlan::default()

@@ -217,8 +217,8 @@ batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
         let rows = data::count(&config.path, part(config), config.limit)?;
         let notes = vec![format!("{}, before any are dropped or skipped", data::rows(rows as usize))];
         let batch_size = config.batch_size as u64;
-        let average_row = data::average_row(&settings(config))?;
-        let emits = Emits { rows: Some(batch_size), average_row, ..Emits::default() };
+        let sample = data::sample(&settings(config))?;
+        let emits = Emits { rows: Some(batch_size), sample, ..Emits::default() };
         Ok(NodePlan { steps_per_epoch: Some(rows.div_ceil(batch_size)), emits, notes, ..NodePlan::default() })
     }
 

@@ -15,7 +15,6 @@ use sapo_flow_engine::record::{Batch, Pair, PortType, Record, ReferenceLogps, We
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
 use sapo_flow_training::learner::{Example, reference_logps};
-use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::{self, Compute, Model};
 use sapo_flow_training::parameters::{ParameterSet, WEIGHTS_FILE};
 use schemars::JsonSchema;
@@ -24,6 +23,7 @@ use tch::{Device, Kind};
 
 use crate::compute::{PlannedModel, compute, device_issue};
 use crate::examples::example;
+use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
 use crate::state;
 use crate::weights::{SharedWeights, shared};
 use memo::{Key, Memo};
@@ -253,10 +253,10 @@ learner:
         let model = PlannedModel::load(Path::new(&config.model), config.device.as_deref(), context.run)?;
         let emits = context.input("batches");
         let pairs = emits.batch_size.unwrap_or(0);
-        let working = |prompt, response| model.footprint().scoring(Shape::Pairs { pairs, prompt, response });
+        let working = |batch: &BatchLengths| model.footprint().scoring(pairs_of(pairs, batch.mean));
         Ok(NodePlan {
             parameters: Some(model.footprint().parameters()),
-            memory: model.memory(model.weights(), &emits, working),
+            memory: Some(model.memory(model.weights(), &PlannedBatches::new(context, &emits, pairs), working)),
             emits,
             ..NodePlan::default()
         })

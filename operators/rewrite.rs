@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sapo_flow_engine::OperatorError;
 use sapo_flow_engine::operator::ConfigIssue;
+use sapo_flow_engine::plan::Lengths;
 use sapo_flow_engine::record::{Prompt, Segment, Values};
 use sapo_flow_training::generate::{Choice, Decoding, Request, Sampling, Warpers, generate};
 use sapo_flow_training::model::Compute;
@@ -156,6 +157,15 @@ impl RewriteSettings {
         let top_k = (self.top_k > 0).then_some(self.top_k);
         let top_p = (self.top_p < 1.0).then_some(self.top_p);
         Choice::Sample(Warpers { temperature: self.temperature, top_k, top_p })
+    }
+
+    /// What a pair made of this row is expected to share, for plans: up to the middle of the starts that its segment may have.
+    pub fn pair(&self, row: Lengths) -> Lengths {
+        let SegmentTokens::AtMost(segment) = self.segment_tokens else { return row };
+        let (prompt, answer) = (row.prompt as usize, row.response as usize);
+        let (_, last_start) = bounds(prompt, answer, segment, self.max_length, self.max_prompt_tokens);
+        let shared = last_start as u64 / 2;
+        Lengths { prompt: row.prompt + shared, response: row.response - shared }
     }
 }
 

@@ -206,7 +206,7 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
         let responses = config.responses_per_prompt as u64;
         let rows = prompts.rows.map(|prompts| prompts * responses);
         let longest = prompts.max_length.map(|tokens| tokens + config.max_new_tokens as u64);
-        let emits = Emits { rows, max_length: longest, average_row: prompts.average_row, ..Emits::default() };
+        let emits = Emits { rows, max_length: longest, sample: prompts.sample, ..Emits::default() };
         let memory = PlannedModel::sampling(context, &emits, &config.decoding.settings(), &config.choice())?;
         Ok(NodePlan { memory, emits, ..NodePlan::default() })
     }

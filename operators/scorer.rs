@@ -9,13 +9,13 @@ use sapo_flow_engine::record::Weights;
 use sapo_flow_engine::{BuildContext, OperatorError};
 use sapo_flow_training::device;
 use sapo_flow_training::learner::{Example, score};
-use sapo_flow_training::memory::Shape;
 use sapo_flow_training::model::{Compute, Model};
 use tch::{Device, Kind};
 
 use crate::compute::{PlannedModel, compute, device_issue};
 use crate::expression::records::Logps;
 use crate::item::{Item, Part};
+use crate::planned_batches::{PlannedBatches, pairs_of};
 use crate::weights::{SharedWeights, shared};
 
 /// The settings of a scorer, as its operator's config has them.
@@ -53,16 +53,16 @@ impl ScorerSettings {
     pub fn memory(&self, context: &PlanContext) -> Result<Option<Memory>, OperatorError> {
         let arrives = context.input("records");
         let pairs = self.batch_size as u64;
-        let shape = |prompt, response| Shape::Pairs { pairs, prompt, response };
+        let batches = PlannedBatches::new(context, &arrives, pairs);
         let of = |model: &PlannedModel, kept: u64| {
-            model.memory(kept, &arrives, |prompt, response| model.footprint().scoring(shape(prompt, response)))
+            model.memory(kept, &batches, |batch| model.footprint().scoring(pairs_of(pairs, batch.mean)))
         };
         Ok(match &self.model {
             Some(directory) => {
                 let model = PlannedModel::load(directory, self.device.as_deref(), context.run)?;
-                of(&model, model.weights())
+                Some(of(&model, model.weights()))
             }
-            None => PlannedModel::arriving(context, "weights")?.and_then(|(model, _)| of(&model, 0)),
+            None => PlannedModel::arriving(context, "weights")?.map(|(model, _)| of(&model, 0)),
         })
     }
 }

@@ -201,9 +201,9 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let tokens = config.max_length as u64;
         let prompts = context.input("prompts");
         let rows = prompts.rows.map(|prompts| prompts * responses);
-        let average_row = prompts.average_row;
-        let emits = Emits { rows, max_length: Some(tokens), average_row, ..Emits::default() };
         let settings = config.settings();
+        let sample = prompts.sample.iter().map(|row| settings.pair(*row)).collect();
+        let emits = Emits { rows, max_length: Some(tokens), sample, ..Emits::default() };
         let memory = PlannedModel::sampling(context, &emits, &settings.decoding, &settings.choice())?;
         Ok(NodePlan { memory, emits, ..NodePlan::default() })
     }

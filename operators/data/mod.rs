@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::Prompt;
+use sapo_flow_engine::plan::Lengths;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -280,21 +281,21 @@ pub fn count(paths: &Paths, part: Part, limit: Option<usize>) -> Result<u64, Err
     Ok(selected.min(limit.unwrap_or(usize::MAX)) as u64)
 }
 
-/// Rows that averages are taken over, the first ones, and the largest data set in bytes that is read for them.
-const AVERAGED_ROWS: usize = 256;
-const AVERAGED_BYTES: u64 = 1 << 28;
+/// Rows that plans look at, the first ones, and the largest data set in bytes that is read for them.
+const SAMPLED_ROWS: usize = 256;
+const SAMPLED_BYTES: u64 = 1 << 28;
 
-/// Mean tokens of prompts and of answers in the first rows, for plans; none where that cannot be told quickly.
+/// Tokens of the first rows, for plans; none where that cannot be told quickly.
 ///
 /// # Errors
 /// Those of the data that these rows alone make certain.
-pub fn average_row(settings: &Settings) -> Result<Option<(u64, u64)>, Error> {
+pub fn sample(settings: &Settings) -> Result<Arc<[Lengths]>, Error> {
     let paths = files::resolve(settings.paths.as_slice())?;
     let bytes: u64 = paths.iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum();
-    if bytes > AVERAGED_BYTES {
-        return Ok(None);
+    if bytes > SAMPLED_BYTES {
+        return Ok(Arc::default());
     }
-    let limit = settings.limit.map_or(AVERAGED_ROWS, |limit| limit.min(AVERAGED_ROWS));
+    let limit = settings.limit.map_or(SAMPLED_ROWS, |limit| limit.min(SAMPLED_ROWS));
     let first = Settings { limit: Some(limit), ..settings.clone() };
     let mut rows = Vec::new();
     let take = |some| {
@@ -305,18 +306,15 @@ pub fn average_row(settings: &Settings) -> Result<Option<(u64, u64)>, Error> {
         // That none of the first rows can be used says nothing of later ones; a broken one stops the run.
         Ok(report) if rows.is_empty() => {
             let all = count(settings.paths, settings.part, settings.limit)? <= limit as u64;
-            return if all { Err(none_usable(&paths, &report)) } else { Ok(None) };
+            return if all { Err(none_usable(&paths, &report)) } else { Ok(Arc::default()) };
         }
         Ok(_) => {}
         Err(error @ Error::Data(_)) => return Err(error),
         // A plan can be made before the tokenizer is there.
-        Err(_) => return Ok(None),
+        Err(_) => return Ok(Arc::default()),
     }
-    let mean = |length: fn(&Prompt) -> usize| {
-        let sum: usize = rows.iter().map(length).sum();
-        sum.div_ceil(rows.len().max(1)) as u64
-    };
-    Ok(Some((mean(|row| row.prompt_ids.len()), mean(|row| row.chosen_ids.len()))))
+    let lengths = |row: &Prompt| Lengths { prompt: row.prompt_ids.len() as u64, response: row.chosen_ids.len() as u64 };
+    Ok(rows.iter().map(lengths).collect())
 }
 
 /// Every item's result, in order, worked out on all cores.

@@ -105,7 +105,7 @@ fn the_plan_counts_rows_without_a_tokenizer() {
     let with = format!("{{path: ['{path}'], tokenizer: nowhere, batch_size: 3, hold_out_every: 4}}");
     let config: Config = serde_yaml::from_str(&with).unwrap();
     let run = sapo_flow_engine::RunSettings::default();
-    let context = PlanContext { node: "node", run: &run, retained_versions: 1, inputs: Vec::new() };
+    let context = PlanContext { node: "node", run: &run, steps: None, retained_versions: 1, inputs: Vec::new() };
     let plan = PromptSource::plan(&config, &context).unwrap();
     assert_eq!(plan.steps_per_epoch, Some(3));
     assert_eq!(plan.notes, ["7 rows, before any are dropped or skipped"]);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use petgraph::algo::dinics;
 
@@ -34,8 +35,8 @@ pub struct Memory {
     pub kept: u64,
     /// Besides, while it works on a step: the most, where every sequence is as long as may be.
     pub working: u64,
-    /// The same where sequences have the average length of the data's.
-    pub working_on_average: u64,
+    /// The same at the step that is expected to take the most, by the lengths of the data's rows.
+    pub working_expected: u64,
 }
 
 /// What a node emits at a step, for the plans of the nodes after it. Absent: unknown, or nothing of the kind.
@@ -53,8 +54,29 @@ pub struct Emits {
     pub batch_size: Option<u64>,
     /// Most tokens of a prompt and a response together.
     pub max_length: Option<u64>,
-    /// Mean tokens of the data's prompts and of their answers.
-    pub average_row: Option<(u64, u64)>,
+    /// Some rows of the data; none: unknown.
+    pub sample: Arc<[Lengths]>,
+}
+
+/// Tokens of a row of the data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lengths {
+    /// What both sequences of a pair begin with: the prompt, and more where a rejected answer begins as the chosen one.
+    pub prompt: u64,
+    /// What comes after that, of each sequence.
+    pub response: u64,
+}
+
+impl Lengths {
+    /// Tokens of one sequence.
+    pub fn tokens(&self) -> u64 {
+        self.prompt + self.response
+    }
+
+    /// Tokens of a pair that share their beginning.
+    pub fn of_pair(&self) -> u64 {
+        self.prompt + 2 * self.response
+    }
 }
 
 /// What [`Define::plan`](crate::Define::plan) may look at.
@@ -63,6 +85,8 @@ pub struct PlanContext<'a> {
     pub node: &'a str,
     /// The pipeline's `run` block.
     pub run: &'a RunSettings,
+    /// Steps of the run; none where its source has not been planned, or cannot tell.
+    pub steps: Option<u64>,
     /// See [`BuildContext`](crate::BuildContext::retained_versions).
     pub retained_versions: u64,
     /// For each edge that ends here: the input's name, and the plan of the node that it comes from.
@@ -70,7 +94,8 @@ pub struct PlanContext<'a> {
 }
 
 impl PlanContext<'_> {
-    /// What arrives at an input: of several edges the largest numbers, added up where they are rows.
+    /// What arrives at an input: of several edges the largest numbers, added up where they are rows, and all rows of the
+    /// data.
     pub fn input(&self, port: &str) -> Emits {
         let mut arrives = Emits::default();
         for (_, plan) in self.inputs.iter().filter(|(name, _)| *name == port) {
@@ -82,7 +107,7 @@ impl PlanContext<'_> {
                 rows: arrives.rows.map_or(emits.rows, |rows| Some(rows + emits.rows.unwrap_or(0))),
                 batch_size: arrives.batch_size.max(emits.batch_size),
                 max_length: arrives.max_length.max(emits.max_length),
-                average_row: arrives.average_row.max(emits.average_row),
+                sample: arrives.sample.iter().chain(emits.sample.iter()).copied().collect(),
             };
         }
         arrives
@@ -103,9 +128,11 @@ pub fn plan(graph: &Graph) -> Result<Vec<NodePlan>, Vec<String>> {
                 continue;
             }
             let node = &graph.nodes[index];
+            let per_epoch = plans.iter().flatten().filter_map(|plan| plan.steps_per_epoch).max();
             let context = PlanContext {
                 node: &node.name,
                 run: &graph.run,
+                steps: graph.run.steps.or_else(|| Some(graph.run.epochs? * per_epoch?)),
                 retained_versions: graph.retained_versions(index),
                 inputs: incoming()
                     .filter_map(|edge| Some((graph.input(edge).name, plans[edge.from_node].as_ref()?)))
@@ -123,7 +150,7 @@ pub fn plan(graph: &Graph) -> Result<Vec<NodePlan>, Vec<String>> {
     Ok(plans.into_iter().flatten().collect())
 }
 
-/// Bytes in use at a time, for each device: the most, and with sequences of average length.
+/// Bytes in use at a time, for each device: the most, and what is expected.
 ///
 /// Nodes that a path connects take turns at a step. With staleness above 0 several steps are under way, and any nodes
 /// may work at the same time.
@@ -139,7 +166,7 @@ pub fn peak_memory(graph: &Graph, plans: &[NodePlan]) -> BTreeMap<String, (u64, 
         kept + if overlap { working.iter().map(|(_, bytes)| bytes).sum() } else { heaviest(graph, &working) }
     };
     let peaks = |memories: Vec<(usize, &Memory)>| {
-        (peak(&memories, |memory| memory.working), peak(&memories, |memory| memory.working_on_average))
+        (peak(&memories, |memory| memory.working), peak(&memories, |memory| memory.working_expected))
     };
     devices.into_iter().map(|(device, memories)| (device, peaks(memories))).collect()
 }

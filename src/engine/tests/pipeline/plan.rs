@@ -45,7 +45,7 @@ impl Define for Weighed {
             return Err("no".into());
         }
         let (kept, working) = (config.kept, config.working);
-        let memory = Memory { device: "cpu".into(), kept, working, working_on_average: working / 10 };
+        let memory = Memory { device: "cpu".into(), kept, working, working_expected: working / 10 };
         let emits = Emits { rows: Some(1 + context.input("rows").rows.unwrap_or(0)), ..Emits::default() };
         Ok(NodePlan { memory: Some(memory), emits, ..NodePlan::default() })
     }
