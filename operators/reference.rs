@@ -25,7 +25,7 @@ use crate::compute::{PlannedModel, compute, device_issue};
 use crate::examples::example;
 use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
 use crate::state;
-use crate::weights::{SharedWeights, shared};
+use crate::weights::{SharedWeights, shared_on};
 use memo::{Key, Memo};
 
 /// What `reference` takes under `with`.
@@ -81,7 +81,7 @@ impl Reference {
         let Some(every) = self.config.refresh_every else { return Ok(()) };
         let weights = weights.ok_or("refresh_every is set, but no weights arrived")?;
         if step > 0 && step.is_multiple_of(every) {
-            self.weights = Some(shared(&weights)?);
+            self.weights = Some(shared_on(&weights, Some(self.device))?);
             self.refreshed = true;
             self.memo = Memo::default();
         }

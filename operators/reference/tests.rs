@@ -1,5 +1,7 @@
 //! Log-probabilities under golden models: what transformers computed, kept or not, and across a checkpoint.
 
+use sapo_flow_training::model::Decoder;
+
 use super::*;
 use crate::testing::{Harness, golden, golden_path, pair, token_ids};
 
@@ -16,10 +18,13 @@ fn pairs() -> Vec<Arc<Pair>> {
 }
 
 /// The model that `reference` takes over from `weights` when it is told to.
-fn weights() -> Record {
+fn weights() -> Weights {
     let Model { decoder, parameters, files } = load("models/llama");
-    let weights = SharedWeights { decoder, parameters, files: Arc::new(files), version: 7 };
-    Record::Weights(Weights { model: "learner".into(), version: 7, handle: Some(Arc::new(weights)) })
+    handed_over(SharedWeights { decoder, parameters, files: Arc::new(files), version: 7 })
+}
+
+fn handed_over(weights: SharedWeights) -> Weights {
+    Weights { model: "learner".into(), version: weights.version, handle: Some(Arc::new(weights)) }
 }
 
 fn load(name: &str) -> Model {
@@ -33,7 +38,7 @@ fn with(keep_logps: bool) -> String {
 
 fn step(operator: &mut Reference, step: u64, pairs: &[Arc<Pair>]) -> Vec<ReferenceLogps> {
     let batch = Record::Batch(Batch { pairs: pairs.to_vec(), reference: None }.into());
-    let inputs = Inputs::new(vec![("batches", vec![batch]), ("weights", vec![weights()])]);
+    let inputs = Inputs::new(vec![("batches", vec![batch]), ("weights", vec![Record::Weights(weights())])]);
     let outputs = operator.step(step, inputs).expect("a step");
     let records: Vec<Record> = outputs.records.into_iter().map(|(_, record)| record).collect();
     match records.as_slice() {
@@ -116,4 +121,17 @@ fn a_resumed_run_finds_the_same_bits() {
     assert_eq!(resumed.memo.entries(), whole.memo.entries());
     // Alone in its batch it would be computed with other bits.
     assert_eq!(step(&mut resumed, 1, &golden[1..]), step(&mut whole, 1, &golden[1..]));
+}
+
+/// Where weights are is what their decoder says; no such device is needed to say it.
+#[test]
+fn weights_from_another_device_are_taken_to_its_own() {
+    let harness = Harness::new();
+    let mut operator = start(&harness, true);
+    let Model { decoder, parameters, files } = load("models/llama");
+    let elsewhere = Decoder { device: Device::Cuda(0), ..Decoder::clone(&decoder) };
+    let arriving = SharedWeights { decoder: elsewhere.into(), parameters, files: Arc::new(files), version: 7 };
+    operator.refresh(3, Some(handed_over(arriving))).expect("a refresh");
+    let taken = operator.weights.as_ref().expect("it has started");
+    assert_eq!((taken.version, taken.decoder.device), (7, Device::Cpu));
 }
