@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -68,7 +68,7 @@ pub struct Checkpointer {
     pipeline_sha256: String,
     events: EventSender,
     pending: Mutex<BTreeMap<u64, Pending>>,
-    writers: Mutex<Vec<JoinHandle<Result<(), RunError>>>>,
+    writers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Checkpointer {
@@ -101,7 +101,8 @@ impl Checkpointer {
         Ok(directory)
     }
 
-    /// Take a node's snapshot as done. The last node's completes the checkpoint, on a thread of its own.
+    /// Take a node's snapshot as done. The last node's completes the checkpoint, on a thread of its own; if that fails, so
+    /// does the run, at once: work done after a checkpoint that cannot be written may be lost.
     ///
     /// # Errors
     /// When that thread cannot be started.
@@ -110,7 +111,7 @@ impl Checkpointer {
         step: u64,
         node: &str,
         in_flight: Vec<(usize, Vec<Vec<Record>>)>,
-        control: &Control,
+        control: &Arc<Control>,
     ) -> Result<(), RunError> {
         let mut pending = locked(&self.pending);
         let entry = pending.entry(step).or_default();
@@ -131,7 +132,9 @@ impl Checkpointer {
             pipeline_sha256: self.pipeline_sha256.clone(),
             events: self.events.clone(),
         };
-        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || writer.complete(&in_flight));
+        let control = control.clone();
+        let complete = move || writer.complete(&in_flight).unwrap_or_else(|error| control.fail(error));
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(complete);
         locked(&self.writers).push(thread.map_err(|error| failed(&self.root, error))?);
         Ok(())
     }
@@ -139,11 +142,9 @@ impl Checkpointer {
     /// Wait until no checkpoint is being completed.
     pub fn wait(&self, control: &Control) {
         for writer in locked(&self.writers).drain(..) {
-            match writer.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => control.fail(error),
-                Err(_) => control
-                    .fail(RunError::Checkpoint { path: self.root.clone(), message: "its writer panicked".into() }),
+            if writer.join().is_err() {
+                let message = "its writer panicked".into();
+                control.fail(RunError::Checkpoint { path: self.root.clone(), message });
             }
         }
     }

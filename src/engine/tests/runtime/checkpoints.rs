@@ -87,6 +87,28 @@ fn an_interrupt_stores_a_checkpoint_and_the_rest_follows() {
     }
 }
 
+/// Of the run's steps only one brings a checkpoint, and as many come after it: nothing else would notice.
+#[test]
+fn a_checkpoint_that_cannot_be_completed_stops_the_run_at_once() {
+    const EVERY: u64 = 300_000;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut graph = with_checkpoints(self_play(0, 0, ""), 3, 1);
+    run(&graph, RunOptions::new(directory.path())).expect("the run completes");
+    let mut checkpoint = LoadedCheckpoint::latest(directory.path(), &graph).expect("sound").expect("one was stored");
+    checkpoint.step = EVERY - 3;
+    graph.run.steps = Some(2 * EVERY);
+    graph.run.checkpoint.every = Some(EVERY);
+    let in_the_way = directory.path().join("checkpoints/step-00300000");
+    fs::write(&in_the_way, "").expect("writable");
+
+    let (events, receiver) = EventSender::channel();
+    let error = run(&graph, RunOptions { resume: Some(checkpoint), events, ..RunOptions::new(directory.path()) });
+    let message = error.expect_err("a file is where the checkpoint belongs").to_string();
+    assert_eq!(message, format!("checkpoint {}: Not a directory (os error 20)", in_the_way.display()));
+    let steps = receiver.iter().filter(|event| matches!(event, Event::StepCompleted { .. })).count() as u64;
+    assert!((3..EVERY).contains(&steps), "{steps} steps");
+}
+
 #[test]
 fn only_the_newest_are_kept() {
     let directory = tempfile::tempdir().expect("a temporary directory");
