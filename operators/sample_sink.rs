@@ -1,11 +1,13 @@
 //! `sample_sink`: a few pairs every n steps in readable form.
 
+mod written;
+
 use std::path::{Path, PathBuf};
 
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::{
-    BuildContext, Define, Inputs, Operator, OperatorError, Outputs, Pair, PortSpec, PortType, Retracted, Retraction,
-    TokenId, Values,
+    BuildContext, Define, Inputs, Operator, OperatorError, Outputs, Pair, PortSpec, PortType, Retraction, TokenId,
+    Values,
 };
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::log_file::{LogFile, check_file_name};
 use crate::state;
+use written::{Written, WrittenPairs};
 
 /// Configuration of [`SampleSink`].
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -50,29 +53,7 @@ pub struct SampleSink {
     count: usize,
     tokenizer: TextTokenizer,
     lines: LogFile,
-    /// The pairs written, as far as they have not been taken back.
-    written: Vec<Written>,
-}
-
-/// What a pair is known by.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Written {
-    source: String,
-    row: u64,
-    origin: String,
-    made_at_step: u64,
-    position: u32,
-}
-
-impl Written {
-    fn is_concerned(&self, of: &Retracted) -> bool {
-        match of {
-            Retracted::Row { source, row } => (source, row) == (&self.source, &self.row),
-            Retracted::Record { origin, step, position } => {
-                (origin, step, position) == (&self.origin, &self.made_at_step, &self.position)
-            }
-        }
-    }
+    written: WrittenPairs,
 }
 
 /// The line of a written pair that was taken back.
@@ -163,7 +144,7 @@ samples: {op: sample_sink, in: prompts.pairs, with: {tokenizer: models/smollm2, 
             count: config.count,
             tokenizer: TextTokenizer::load(&config.tokenizer)?,
             lines: LogFile::open(context.run_directory.join(&config.file), context.resumed)?,
-            written: Vec::new(),
+            written: WrittenPairs::default(),
         })
     }
 }
@@ -178,26 +159,20 @@ impl Operator for SampleSink {
                 let mut line = serde_json::to_vec(&self.sample(step, pair)?)?;
                 line.push(b'\n');
                 self.lines.append(&line)?;
-                self.written.push(Written {
-                    source: pair.source.clone(),
-                    row: pair.row,
-                    origin: pair.origin.clone(),
-                    made_at_step: pair.step,
-                    position: pair.position,
-                });
+                self.written.add(Written::of(pair));
             }
         }
         Ok(Outputs::new())
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
-        let state = State { lines_bytes: self.lines.sync()?, written: self.written.clone() };
+        let state = State { lines_bytes: self.lines.sync()?, written: self.written.to_vec() };
         Ok(state::write(directory, STATE_FILE, &state)?)
     }
 
     fn restore(&mut self, directory: &Path) -> Result<(), OperatorError> {
         let state: State = state::read(directory, STATE_FILE)?;
-        self.written = state.written;
+        self.written = state.written.into();
         Ok(self.lines.cut_back(state.lines_bytes)?)
     }
 
@@ -210,11 +185,7 @@ impl Operator for SampleSink {
 impl SampleSink {
     /// Write which of the pairs written before a retraction concerns.
     fn take_back(&mut self, step: u64, retraction: &Retraction) -> Result<(), OperatorError> {
-        let (concerned, kept) = std::mem::take(&mut self.written)
-            .into_iter()
-            .partition::<Vec<_>, _>(|written| written.is_concerned(&retraction.of));
-        self.written = kept;
-        for retracted in &concerned {
+        for retracted in &self.written.take(&retraction.of) {
             let taken = TakenBack { step, retracted, because: retraction.because.as_deref() };
             self.lines.append(&[serde_json::to_vec(&taken)?, b"\n".to_vec()].concat())?;
         }
@@ -268,7 +239,7 @@ fn within(ids: &[TokenId], start: usize, end: usize) -> &[TokenId] {
 mod tests {
     use std::sync::Arc;
 
-    use sapo_flow_engine::{Record, Segment};
+    use sapo_flow_engine::{Record, Retracted, Segment};
 
     use super::*;
     use crate::testing::{Harness, pair, tiny_tokenizer};

@@ -29,7 +29,7 @@ mod tests;
 pub mod top_k;
 pub mod window;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -178,16 +178,22 @@ impl<S: Shape> Relational<S> {
         struck
     }
 
-    /// What led to the removal of elements, where retractions say so.
+    /// What led to the removal of elements, where retractions say so. Of two that concern an element, the later one.
     fn causes(&self, retractions: Vec<(u32, Retraction)>, gone: &[Arrival]) -> BTreeMap<Arrival, String> {
-        let mut causes = BTreeMap::new();
-        for (port, Retraction { of, because, .. }) in retractions {
-            let Some(because) = because else { continue };
-            let concerned =
-                |at: &&Arrival| at.port == port && self.elements.get(at).is_some_and(|record| of.concerns(record));
-            causes.extend(gone.iter().filter(concerned).map(|at| (*at, because.clone())));
+        let mut told = HashMap::new();
+        for (order, (port, Retraction { of, because, .. })) in retractions.into_iter().enumerate() {
+            if let Some(because) = because {
+                told.insert((port, of), (order, because));
+            }
         }
-        causes
+        let cause = |at: &Arrival| {
+            let record = self.elements.get(at)?;
+            let concerned_by = [row_of(record), identity_of(record)].into_iter().flatten();
+            let (_, because) =
+                concerned_by.filter_map(|of| told.get(&(at.port, of))).max_by_key(|(order, _)| *order)?;
+            Some((*at, because.clone()))
+        };
+        gone.iter().filter_map(cause).collect()
     }
 
     fn emit(&mut self, step: u64, added: Vec<Vec<u64>>, outputs: &mut Outputs) -> Result<(), OperatorError> {
@@ -214,10 +220,19 @@ fn arrivals<S: Shape>(result: &[u64]) -> Vec<Arrival> {
 
 /// How a record is taken back.
 fn retraction_of(record: &Record) -> Option<Retracted> {
-    match record.identity() {
-        Some((origin, step, position)) => Some(Retracted::Record { origin: origin.into(), step, position }),
-        None => record.row().map(|(source, row)| Retracted::Row { source: source.into(), row }),
-    }
+    identity_of(record).or_else(|| row_of(record))
+}
+
+/// The retraction that concerns a sample or pair alone.
+fn identity_of(record: &Record) -> Option<Retracted> {
+    let (origin, step, position) = record.identity()?;
+    Some(Retracted::Record { origin: origin.into(), step, position })
+}
+
+/// The retraction that concerns all records of a row.
+fn row_of(record: &Record) -> Option<Retracted> {
+    let (source, row) = record.row()?;
+    Some(Retracted::Row { source: source.into(), row })
 }
 
 impl<S: Shape> Operator for Relational<S> {
@@ -238,18 +253,16 @@ impl<S: Shape> Operator for Relational<S> {
         self.emit(step, only(added), &mut emitted)?;
 
         let mut outputs = Outputs::new();
-        let mut told = BTreeSet::new();
         for retraction in struck {
             // A row's retraction stands for all that stem from it: one, once no occurrence is left.
-            let row = matches!(retraction.of, Retracted::Row { .. });
-            if row
-                && (self.alike.get(&retraction.of).is_some_and(|left| *left > 0) || !told.insert(retraction.of.clone()))
-            {
-                continue;
+            let last = self.alike.get(&retraction.of) == Some(&0);
+            if last {
+                self.alike.remove(&retraction.of);
             }
-            outputs.push(S::OUTPUTS[0].name, Record::Retraction(retraction));
+            if last || matches!(retraction.of, Retracted::Record { .. }) {
+                outputs.push(S::OUTPUTS[0].name, Record::Retraction(retraction));
+            }
         }
-        self.alike.retain(|_, left| *left > 0);
         outputs.records.extend(emitted.records);
         gone.iter().for_each(|arrival| drop(self.elements.remove(arrival)));
         let values = [("size", self.live.len()), ("inserted", inserted), ("retracted", retracted)];

@@ -1,15 +1,22 @@
 //! Relational operators in pipelines: what a script of insertions and retractions makes of them, by hand.
 
 use std::fs;
+use std::sync::Arc;
 
 use sapo_flow_engine::pipeline;
+use sapo_flow_engine::record::Change;
+use sapo_flow_engine::relation::{Arrival, Relation};
 use sapo_flow_engine::runtime::checkpoint::LoadedCheckpoint;
 use sapo_flow_engine::runtime::{RunOptions, run};
 use sapo_flow_engine::{
-    BuildContext, Define, Inputs, Operator, OperatorError, OperatorSpec, Outputs, PortSpec, PortType, Registry,
+    BuildContext, Define, Inputs, Operator, OperatorError, OperatorSpec, Outputs, PortSpec, PortType, Record, Registry,
+    Retracted, Retraction,
 };
 
 use super::script::{Nothing, Recorder, Scripted};
+use super::window::Window;
+use super::{Relational, retraction_of};
+use crate::testing::{Harness, pair};
 
 fn registry() -> Registry {
     crate::registry().with(OperatorSpec::of::<Scripted>()).with(OperatorSpec::of::<Recorder>())
@@ -258,6 +265,48 @@ fn retractions_do_not_end_where_they_have_no_effect() {
     let error = pipeline::parse_str("p.yaml", &text, &[], &registry).err().unwrap().to_string();
     let expected = "`recent.records` may take back what it emitted, but the input `pairs` of `samples` (plain) cannot";
     assert!(error.contains(expected), "{error}");
+}
+
+/// Numbers of elements that come or go, as the dataflow of a window gives them: each element is a result, too.
+fn changes(numbers: std::ops::Range<u32>, diff: i64) -> Vec<Record> {
+    let element = |index| Arrival { step: 0, port: 0, index }.to_numbers().to_vec();
+    numbers.map(|index| Record::Change(Change { element: element(index), diff })).collect()
+}
+
+/// Every retraction against every element would be 2,500,000,000 comparisons.
+#[test]
+fn many_rows_taken_back_at_once_are_told_with_what_led_to_it() {
+    const ROWS: u32 = 50_000;
+    let mut window: Relational<Window> = Harness::new().build("{steps: 9}").unwrap();
+    let pair = |row| Record::Pair(Arc::new(pair(row, &[1], &[2], None)));
+    let step = |records, numbers, diff| {
+        let changes = changes(numbers, diff);
+        Inputs::new(vec![("records", records), (Relation::ELEMENTS, changes.clone()), (Relation::RESULTS, changes)])
+    };
+    // The last one stays.
+    window.step(0, step((0..=ROWS).map(|row| pair(row.into())).collect(), 0..ROWS + 1, 1)).unwrap();
+    let taken_back = |of, because: Option<&str>| {
+        Record::Retraction(Retraction { port_type: PortType::Pairs, of, because: because.map(Into::into) })
+    };
+    let row = |row: u32| Retracted::Row { source: "data".into(), row: row.into() };
+    let mut retractions: Vec<Record> = (0..ROWS).map(|number| taken_back(row(number), Some("row"))).collect();
+    // Of two the later one counts, and one that says nothing does not.
+    let record = retraction_of(&pair(1)).unwrap();
+    retractions.extend([taken_back(record, Some("record")), taken_back(row(2), None)]);
+    let outputs = window.step(1, step(retractions, 0..ROWS, -1)).unwrap();
+    let told: Vec<Record> =
+        outputs.records.into_iter().filter(|(port, _)| *port == "records").map(|(_, of)| of).collect();
+    assert_eq!(told.len(), ROWS as usize);
+    let because: Vec<&str> = told
+        .iter()
+        .map(|told| match told {
+            Record::Retraction(Retraction { because: Some(because), .. }) => because.as_str(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(because[..3], ["row", "record", "row"]);
+    assert!(because[3..].iter().all(|because| *because == "row"));
+    assert_eq!((window.live.len(), window.alike.len(), window.elements.len()), (1, 1, 1));
 }
 
 /// Takes pairs and knows nothing of retractions.
