@@ -203,8 +203,8 @@ impl Watched {
     pub fn restore(&mut self, settings: &Settings, directory: &Path) -> Result<(), Error> {
         let state: State = state::read(directory, STATE)?;
         let (done, begun) = recording::read(&directory.join(EDITS))?;
-        let (whole, all) =
-            if self.path.exists() { recording::read(&self.path)? } else { (done.clone(), begun.clone()) };
+        let own = if self.path.exists() { Some(recording::read(&self.path)?) } else { None };
+        let whole = own.as_ref().map_or(&done, |(edits, _)| edits);
         if whole.get(..done.len()) != Some(&done[..]) {
             let message = format!("{} is not the recording that the checkpoint was taken with", self.path.display());
             return Err(Error::Restore(message));
@@ -213,7 +213,10 @@ impl Watched {
             Source::Files(follower) => {
                 whole.iter().for_each(|edit| follower.know(edit));
                 self.ahead = whole[done.len()..].to_vec().into();
-                recording::write(&self.path, &all)?;
+                match &own {
+                    Some((_, lines)) => recording::cut(&self.path, lines.len() as u64)?,
+                    None => recording::write(&self.path, &begun)?,
+                }
             }
             Source::Recording => {
                 let agrees = self.ahead.iter().zip(&done).all(|(ours, theirs)| ours == theirs);
@@ -256,6 +259,10 @@ fn encode(settings: &Settings, edit: &Edit) -> Result<(BTreeMap<u64, Arc<Prompt>
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write;
+    use std::time::{Duration, SystemTime};
+
     use super::*;
     use crate::data::{Columns, OnError, Part, Paths};
     use crate::testing::{Harness, all_rows, tiny_tokenizer};
@@ -317,5 +324,24 @@ mod tests {
         assert_eq!(whole, [&[(0, 0), (1, 0)][..], &[(2, 0), (4, 0)], &[(5, 0)], &then[0], &then[1], &[(5, 1)]]);
         let removed = again.step(&settings, 6, 2).unwrap().removed;
         assert_eq!(removed.iter().map(|(prompt, _)| prompt.row).collect::<Vec<_>>(), [4]);
+    }
+
+    /// Nowhere else are the edits after a checkpoint: were it written anew, a kill meanwhile would lose them.
+    #[test]
+    fn a_resumed_run_cuts_a_last_line_without_an_end_and_nothing_else() {
+        let (harness, tokenizer, columns) = (Harness::new(), tiny_tokenizer(), Columns::default());
+        let paths = Paths::One(harness.write("rows.jsonl", &row("a")));
+        let settings = all_rows(&paths, &columns, tokenizer.path());
+        let (path, checkpoint) = (harness.path("edits.jsonl"), harness.checkpoint());
+        let begin = |resumed| Watched::begin(&settings, None, path.clone(), ("prompts", 1, false), resumed).unwrap().0;
+        begin(false).snapshot(&checkpoint).unwrap();
+        let (recorded, long_ago) = (harness.read("edits.jsonl"), SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30));
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.set_modified(long_ago).unwrap();
+        begin(true).restore(&settings, &checkpoint).unwrap();
+        assert_eq!(file.metadata().unwrap().modified().unwrap(), long_ago);
+        file.write_all(b"{\"step\": 1, \"rem").unwrap();
+        begin(true).restore(&settings, &checkpoint).unwrap();
+        assert_eq!(harness.read("edits.jsonl"), recorded);
     }
 }

@@ -7,6 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use sapo_flow_engine::runtime::disk::{sync_directory, write_synced};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -82,15 +83,34 @@ pub fn read(path: &Path) -> Result<(Vec<Edit>, String), Error> {
     Ok((edits, whole))
 }
 
-/// Begin a recording with this text.
+/// Begin a recording with this text, on disk before this returns. It takes the place of one that is there in one go: a
+/// run that is killed meanwhile finds one or the other whole.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn write(path: &Path, text: &str) -> Result<(), Error> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    }
-    fs::write(path, text).map_err(Error::io(path))
+    let folder = path.parent().unwrap_or(Path::new(""));
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let writing = path.with_extension("writing");
+    let written = write_synced(&writing, text.as_bytes()).and_then(|()| fs::rename(&writing, path));
+    written.map_err(Error::io(path))?;
+    sync_directory(folder).map_err(Error::io(folder))
+}
+
+/// Cut off the last line where it has no end: only the first `bytes` bytes are whole lines.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn cut(path: &Path, bytes: u64) -> Result<(), Error> {
+    let cut = || {
+        let file = OpenOptions::new().write(true).open(path)?;
+        if file.metadata()?.len() > bytes {
+            file.set_len(bytes)?;
+            file.sync_all()?;
+        }
+        Ok(())
+    };
+    cut().map_err(Error::io(path))
 }
 
 /// Add an edit, on disk before this returns.
@@ -102,4 +122,23 @@ pub fn append(path: &Path, edit: &Edit) -> Result<(), Error> {
     let file = OpenOptions::new().append(true).open(path);
     let written = file.and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_data()));
     written.map_err(Error::io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Harness;
+
+    /// Whoever has the old one open goes on reading it, as does whoever looks after a kill: its bytes are never cut.
+    #[test]
+    fn a_recording_is_replaced_in_one_go() {
+        let harness = Harness::new();
+        let path = harness.path("edits/rows.jsonl");
+        write(&path, "old\n").unwrap();
+        let old = fs::File::open(&path).unwrap();
+        write(&path, "new\n").unwrap();
+        assert_eq!(std::io::read_to_string(old).unwrap(), "old\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new\n");
+        assert_eq!(fs::read_dir(harness.path("edits")).unwrap().count(), 1);
+    }
 }
