@@ -15,7 +15,7 @@ use crate::data::files::{RawRow, parse_line};
 use crate::data::follow::Follower;
 use crate::data::recording::{self, Added, Edit, Place};
 use crate::data::shuffle::epoch_order;
-use crate::data::{self, Identity, Report, Settings};
+use crate::data::{self, Encoder, Identity, Report, Settings};
 use crate::{Error, state};
 
 /// Where edits come from.
@@ -31,6 +31,7 @@ pub struct Watched {
     node: String,
     seed: u64,
     shuffle: bool,
+    encoder: Encoder,
     source: Source,
     /// The run's own recording.
     path: PathBuf,
@@ -76,6 +77,7 @@ impl Watched {
         (node, seed, shuffle): (&str, u64, bool),
         resumed: bool,
     ) -> Result<(Self, Report), Error> {
+        let encoder = Encoder::load(settings)?;
         let mut ahead = VecDeque::new();
         let mut source = match replay {
             None => Source::Files(Follower::new(settings.paths.as_slice())),
@@ -91,11 +93,11 @@ impl Watched {
                 Source::Files(follower) => follower.begin()?,
                 Source::Recording => ahead.pop_front().unwrap_or_default(),
             };
-            (rows, report) = encode(settings, &beginning)?;
+            (rows, report) = encode(settings, &encoder, &beginning.added)?;
             recording::write(&path, &beginning.to_line()?)?;
         }
         let (node, queue) = (node.to_owned(), VecDeque::new());
-        let mut watched = Watched { node, seed, shuffle, source, path, ahead, rows, pass: 0, queue };
+        let mut watched = Watched { node, seed, shuffle, encoder, source, path, ahead, rows, pass: 0, queue };
         watched.queue = watched.order();
         Ok((watched, report))
     }
@@ -137,7 +139,7 @@ impl Watched {
     }
 
     fn take_effect(&mut self, settings: &Settings, edit: Edit, record: bool, moment: &mut Moment) -> Result<(), Error> {
-        let (added, report) = encode(settings, &edit)?;
+        let (added, report) = encode(settings, &self.encoder, &edit.added)?;
         if record {
             recording::append(&self.path, &edit)?;
         }
@@ -228,10 +230,14 @@ impl Watched {
                 recording::write(&self.path, &begun)?;
             }
         }
-        for edit in &done {
-            edit.removed.iter().for_each(|place| drop(self.rows.remove(&place.row)));
-            self.rows.extend(encode(settings, edit)?.0);
+        let mut there: BTreeMap<u64, &Added> = BTreeMap::new();
+        for Edit { removed, added, .. } in &done {
+            for place in removed {
+                there.remove(&place.row);
+            }
+            there.extend(added.iter().map(|added| (added.place.row, added)));
         }
+        self.rows = encode(settings, &self.encoder, there.into_values())?.0;
         (self.pass, self.queue) = (state.pass, state.queue);
         self.identity().check(&state.identity)
     }
@@ -242,18 +248,22 @@ pub fn describe(place: &Place) -> String {
     format!("{}:{}", place.file.display(), place.line)
 }
 
-/// The rows of an edit that belong to the part of the data and can be used.
-fn encode(settings: &Settings, edit: &Edit) -> Result<(BTreeMap<u64, Arc<Prompt>>, Report), Error> {
+/// The rows that belong to the part of the data and can be used.
+fn encode<'a>(
+    settings: &Settings,
+    encoder: &Encoder,
+    added: impl IntoIterator<Item = &'a Added>,
+) -> Result<(BTreeMap<u64, Arc<Prompt>>, Report), Error> {
     let raw = |Added { place, text }: &Added| {
         let content = parse_line(text.as_bytes());
         (place.row, RawRow { path: place.file.as_path().into(), line: place.line, content })
     };
     let selected: Vec<(u64, RawRow)> =
-        edit.added.iter().filter(|added| settings.part.contains(added.place.row)).map(raw).collect();
+        added.into_iter().filter(|added| settings.part.contains(added.place.row)).map(raw).collect();
     if selected.is_empty() {
         return Ok(Default::default());
     }
-    let (prompts, report) = data::encode(settings, &selected)?;
+    let (prompts, report) = data::encode(settings, encoder, &selected)?;
     Ok((prompts.into_iter().map(|prompt| (prompt.row, prompt)).collect(), report))
 }
 
@@ -343,5 +353,26 @@ mod tests {
         file.write_all(b"{\"step\": 1, \"rem").unwrap();
         begin(true).restore(&settings, &checkpoint).unwrap();
         assert_eq!(harness.read("edits.jsonl"), recorded);
+    }
+
+    #[test]
+    fn the_tokenizer_is_read_at_the_beginning_alone() {
+        let (harness, tokenizer, columns) = (Harness::new(), tiny_tokenizer(), Columns::default());
+        let paths = Paths::One(harness.write("rows.jsonl", &row("a").repeat(3)));
+        let settings = all_rows(&paths, &columns, tokenizer.path());
+        let (path, checkpoint) = (harness.path("edits.jsonl"), harness.checkpoint());
+        let begin = |resumed| Watched::begin(&settings, None, path.clone(), ("prompts", 1, false), resumed).unwrap().0;
+        let (mut watched, mut resumed) = (begin(false), begin(true));
+        std::fs::remove_dir_all(tokenizer.path()).unwrap();
+        assert_eq!(rows(&mut watched, &settings, 0), [(0, 0), (1, 0)]);
+        harness.write("rows.jsonl", &format!("{}{}", row("a").repeat(3), row("b")));
+        assert_eq!(rows(&mut watched, &settings, 1), [(3, 0), (2, 0)]);
+        // The third line goes, once it has been missing twice.
+        harness.write("rows.jsonl", &format!("{}{}", row("a").repeat(2), row("b")));
+        rows(&mut watched, &settings, 2);
+        rows(&mut watched, &settings, 3);
+        watched.snapshot(&checkpoint).unwrap();
+        resumed.restore(&settings, &checkpoint).unwrap();
+        assert_eq!(resumed.rows().map(|prompt| prompt.row).collect::<Vec<_>>(), [0, 1, 3]);
     }
 }

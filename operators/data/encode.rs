@@ -1,7 +1,7 @@
 //! Rows as tokens.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sapo_flow_engine::Prompt;
 use sapo_flow_engine::record::Values;
@@ -14,9 +14,9 @@ use super::files::{RawRow, kind};
 use crate::Error;
 
 /// Turns rows into tokens.
-pub struct Encoder<'a> {
-    columns: &'a Columns,
-    directory: &'a Path,
+pub struct Encoder {
+    columns: Columns,
+    directory: PathBuf,
     tokenizer: TextTokenizer,
     template: Option<ChatTemplate>,
 }
@@ -31,19 +31,22 @@ pub struct Encoded {
     pub unread: BTreeSet<String>,
 }
 
-impl<'a> Encoder<'a> {
+impl Encoder {
     /// With the tokenizer and the chat template that the settings name.
-    pub fn load(settings: &Settings<'a>) -> Result<Self, Error> {
-        let directory = settings.tokenizer;
-        let tokenizer = TextTokenizer::load(directory)?;
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn load(settings: &Settings) -> Result<Self, Error> {
+        let directory = settings.tokenizer.to_path_buf();
+        let tokenizer = TextTokenizer::load(&directory)?;
         let template = match settings.chat_template {
-            None => ChatTemplate::load(directory)?,
+            None => ChatTemplate::load(&directory)?,
             Some(given) => {
                 let source = template_source(given)?;
                 Some(ChatTemplate::from_source(&source, tokenizer.special_tokens().clone())?)
             }
         };
-        Ok(Encoder { columns: settings.columns, directory, tokenizer, template })
+        Ok(Encoder { columns: settings.columns.clone(), directory, tokenizer, template })
     }
 
     /// The tokens of a row, or why it cannot be used.

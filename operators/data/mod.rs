@@ -25,7 +25,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use encode::Encoder;
+pub use encode::Encoder;
 pub use example::Columns;
 use files::RawRow;
 pub use identity::Identity;
@@ -184,7 +184,8 @@ fn read(
     paths: &[PathBuf],
     mut take: impl FnMut(Vec<Prompt>) -> Result<(), Error>,
 ) -> Result<Report, Error> {
-    let mut encoding = Encoding::begin(settings)?;
+    let encoder = Encoder::load(settings)?;
+    let mut encoding = Encoding::begin(settings, &encoder);
     let of_file = |path: &PathBuf| files::rows(path).unwrap_or_else(|error| Box::new(std::iter::once(Err(error))));
     let mut rows = (0..)
         .zip(paths.iter().flat_map(of_file))
@@ -203,9 +204,13 @@ fn read(
 /// Understand and tokenize numbered rows; those that can be used, in order, and what was left out.
 ///
 /// # Errors
-/// When the tokenizer cannot be loaded, or a row cannot be used and `on_error` is `stop`.
-pub fn encode(settings: &Settings, selected: &[(u64, RawRow)]) -> Result<(Vec<Arc<Prompt>>, Report), Error> {
-    let mut encoding = Encoding::begin(settings)?;
+/// When a row cannot be used and `on_error` is `stop`.
+pub fn encode(
+    settings: &Settings,
+    encoder: &Encoder,
+    selected: &[(u64, RawRow)],
+) -> Result<(Vec<Arc<Prompt>>, Report), Error> {
+    let mut encoding = Encoding::begin(settings, encoder);
     let prompts = encoding.add(selected);
     Ok((prompts.into_iter().map(Arc::new).collect(), encoding.finish()?))
 }
@@ -213,14 +218,13 @@ pub fn encode(settings: &Settings, selected: &[(u64, RawRow)]) -> Result<(Vec<Ar
 /// Rows that become tokens, some at a time.
 struct Encoding<'a> {
     settings: &'a Settings<'a>,
-    encoder: Encoder<'a>,
+    encoder: &'a Encoder,
     report: Report,
 }
 
 impl<'a> Encoding<'a> {
-    fn begin(settings: &'a Settings<'a>) -> Result<Self, Error> {
-        let encoder = Encoder::load(settings)?;
-        Ok(Encoding { settings, encoder, report: Report::default() })
+    fn begin(settings: &'a Settings<'a>, encoder: &'a Encoder) -> Self {
+        Encoding { settings, encoder, report: Report::default() }
     }
 
     /// Those of the rows that can be used.
