@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 pub use encode::Encoder;
 pub use example::Columns;
-use files::RawRow;
+use files::{RawRow, Stamp};
 pub use identity::Identity;
 use identity::TokensDigest;
 use report::unusable;
@@ -122,7 +122,7 @@ pub struct Loaded {
     pub rows: Tokens,
     /// What was left out.
     pub report: Report,
-    /// Where the rows were found in tokens, or are kept for later runs.
+    /// Where the rows were found in tokens, or are kept for later runs, or why they cannot be.
     pub kept: Option<String>,
     /// What a resumed run compares.
     pub identity: Identity,
@@ -155,35 +155,66 @@ fn load_with(settings: &Settings, folder: Option<&Path>, least_bytes: u64) -> Re
         let identity = Identity { files: digests, tokens: digest };
         return Ok(Loaded { rows: Tokens::File(Box::new(found)), report, kept: Some(kept), identity });
     }
-    // A cache that cannot be written to must not keep a run from starting.
     let file = place.as_ref().and_then(|place| FileWriter::begin(place).ok());
-    let mut writer = file.map_or_else(|| Writer::Memory(Vec::new()), |file| Writer::File(Box::new(file)));
-    let mut digest = TokensDigest::default();
-    let report = read(settings, &paths, |rows| {
-        rows.iter().for_each(|row| digest.add(row));
-        writer.add(rows)
-    })?;
-    if files::stamps(&paths)? != stamps {
-        return Err(Error::Data(format!("{}: changed while it was read", names(&paths))));
-    }
-    let identity = Identity { files: digests, tokens: digest.finish() };
-    let rows = writer.finish(&report, &identity.tokens)?;
+    let in_memory = || Writer::Memory(Vec::new());
+    let writer = file.map_or_else(in_memory, |file| Writer::File(Box::new(file)));
+    let (filled, lost) = match fill(settings, &paths, &stamps, writer) {
+        // A cache that cannot be written to, or is full, must not keep a run from starting.
+        Err(Failure::Cache(error)) => (fill(settings, &paths, &stamps, in_memory()), Some(error)),
+        filled => (filled, None),
+    };
+    let (rows, report, digest) = filled.map_err(|(Failure::Data(error) | Failure::Cache(error))| error)?;
     if rows.is_empty() {
         return Err(none_usable(&paths, &report));
     }
     let kept = match &rows {
-        Tokens::Memory(_) => None,
+        Tokens::Memory(_) => lost.map(|error| format!("tokens cannot be kept for later runs: {error}")),
         Tokens::File(file) => Some(format!("tokens kept for later runs: {}", file.path().display())),
     };
-    Ok(Loaded { rows, report, kept, identity })
+    Ok(Loaded { rows, report, kept, identity: Identity { files: digests, tokens: digest } })
+}
+
+/// Why rows could not be taken in.
+enum Failure {
+    /// The data cannot be used.
+    Data(Error),
+    /// The file for their tokens cannot be written.
+    Cache(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Data(error)
+    }
+}
+
+/// Read the selected rows into a writer: those that can be used, what was left out, and the digest of the tokens. `stamps`:
+/// those of the files before.
+fn fill(
+    settings: &Settings,
+    paths: &[PathBuf],
+    stamps: &[Stamp],
+    mut writer: Writer,
+) -> Result<(Tokens, Report, String), Failure> {
+    let mut digest = TokensDigest::default();
+    let report = read(settings, paths, |rows| {
+        rows.iter().for_each(|row| digest.add(row));
+        writer.add(rows).map_err(Failure::Cache)
+    })?;
+    if files::stamps(paths)? != stamps {
+        return Err(Error::Data(format!("{}: changed while it was read", names(paths))).into());
+    }
+    let digest = digest.finish();
+    let rows = writer.finish(&report, &digest).map_err(Failure::Cache)?;
+    Ok((rows, report, digest))
 }
 
 /// Understand and tokenize the selected rows, some at a time; those that can be used go to `take`.
-fn read(
+fn read<E: From<Error>>(
     settings: &Settings,
     paths: &[PathBuf],
-    mut take: impl FnMut(Vec<Prompt>) -> Result<(), Error>,
-) -> Result<Report, Error> {
+    mut take: impl FnMut(Vec<Prompt>) -> Result<(), E>,
+) -> Result<Report, E> {
     let encoder = Encoder::load(settings)?;
     let mut encoding = Encoding::begin(settings, &encoder);
     let of_file = |path: &PathBuf| files::rows(path).unwrap_or_else(|error| Box::new(std::iter::once(Err(error))));
@@ -195,7 +226,7 @@ fn read(
         let some = rows.by_ref().take(ROWS_AT_A_TIME).map(|(index, row)| Ok((index, row?)));
         let some = some.collect::<Result<Vec<_>, Error>>()?;
         if some.is_empty() {
-            return encoding.finish();
+            return Ok(encoding.finish()?);
         }
         take(encoding.add(&some))?;
     }

@@ -124,7 +124,7 @@ fn a_template_can_be_given() {
     assert!(error.starts_with("missing.jinja: "), "{error}");
 }
 
-/// Loads rows.jsonl with a folder for tokens, whatever its size, and says whether tokens were found there or made.
+/// Loads rows.jsonl with a folder for tokens, whatever its size, and says whether tokens were found there, made, or lost.
 fn load_kept(harness: &Harness, columns: &Columns, change: impl FnOnce(&mut Settings)) -> (Loaded, &'static str) {
     let tokenizer = tiny_tokenizer();
     let paths = Paths::One(harness.path("rows.jsonl").display().to_string());
@@ -134,6 +134,7 @@ fn load_kept(harness: &Harness, columns: &Columns, change: impl FnOnce(&mut Sett
     let how = match &loaded.kept {
         Some(kept) if kept.starts_with("tokens of an earlier run") => "found",
         Some(kept) if kept.starts_with("tokens kept for later runs") => "made",
+        Some(kept) if kept.starts_with("tokens cannot be kept for later runs") => "lost",
         other => panic!("{other:?}"),
     };
     (loaded, how)
@@ -190,6 +191,23 @@ fn a_damaged_file_is_made_anew() {
     std::fs::write(file.path(), "cut off").unwrap();
     assert_eq!(load_kept(&harness, &Columns::default(), |_| {}).1, "made");
     assert_eq!(load_kept(&harness, &Columns::default(), |_| {}).1, "found");
+}
+
+/// A folder in the file's place cannot be replaced by it, as a full disk cannot take it.
+#[test]
+fn rows_are_in_memory_where_their_tokens_cannot_be_written() {
+    let harness = Harness::new();
+    let in_memory = load_in_memory(&harness.write("rows.jsonl", MIXED));
+    let (made, _) = load_kept(&harness, &Columns::default(), |_| {});
+    let Tokens::File(file) = &made.rows else { panic!("expected a file") };
+    std::fs::remove_file(file.path()).unwrap();
+    std::fs::create_dir(file.path()).unwrap();
+    let (loaded, how) = load_kept(&harness, &Columns::default(), |_| {});
+    assert!(matches!(loaded.rows, Tokens::Memory(_)));
+    assert_eq!(how, "lost");
+    assert_eq!(loaded.rows.all().unwrap(), in_memory.rows.all().unwrap());
+    assert_eq!((&loaded.report, &loaded.identity), (&in_memory.report, &in_memory.identity));
+    assert_eq!(std::fs::read_dir(harness.path("tokens")).unwrap().count(), 1);
 }
 
 #[test]
