@@ -119,6 +119,7 @@ fn mistakes_are_refused() {
         ("sampling: inverse_count", "sampling: inverse_cuont"),
         ("          prompts: prompts", "          prompt: prompts"),
         ("feedback: {max_staleness: ", "feedback: {staleness: "),
+        ("max_staleness: \"${max_staleness}\"}}", "max_staleness: 10001}}"),
         ("objective: {name: orpo, beta", "objective: {name: orpo, betta"),
         ("objective: {name: orpo", "objective: {name: orpoo"),
         ("nll: sequence}", "nll: sequences}"),

@@ -110,6 +110,11 @@ pub struct Feedback {
     pub max_staleness: u64,
 }
 
+impl Feedback {
+    /// The largest `max_staleness` that pipelines may ask for: what is in flight is kept step by step.
+    pub const MAX_STALENESS: u64 = 10_000;
+}
+
 /// The `run` block: what holds for the whole run.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

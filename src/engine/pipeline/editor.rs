@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::graph::RunSettings;
+use crate::graph::{Feedback, RunSettings};
 use crate::operator::{OperatorSpec, PortSpec, Registry};
 
 const IDENTIFIER: &str = "[A-Za-z_][A-Za-z0-9_]*";
@@ -139,7 +139,8 @@ fn inputs(ports: &[PortSpec]) -> Json {
 }
 
 fn source() -> Json {
-    let staleness = json!({"anyOf": [{"type": "integer", "minimum": 0}, reference()]});
+    let steps = json!({"type": "integer", "minimum": 0, "maximum": Feedback::MAX_STALENESS});
+    let staleness = json!({"anyOf": [steps, reference()]});
     json!({
         "anyOf": [
             {"type": "string", "description": "`node` or `node.port`."},

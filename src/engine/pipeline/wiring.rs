@@ -318,7 +318,14 @@ fn read_feedback(entry: &Entry, report: &mut Report) -> Option<Feedback> {
     };
     match &staleness.value.content {
         Content::Scalar(Value::Number(number)) if number.is_u64() => {
-            Some(Feedback { max_staleness: number.as_u64().unwrap_or_default() })
+            let max_staleness = number.as_u64().unwrap_or_default();
+            if max_staleness > Feedback::MAX_STALENESS {
+                let most = Feedback::MAX_STALENESS;
+                let message = format!("`max_staleness` is at most {most} steps, found {max_staleness}");
+                blame(report, &staleness.value, message);
+                return broken;
+            }
+            Some(Feedback { max_staleness })
         }
         Content::Invalid => broken,
         _ => {

@@ -142,6 +142,11 @@ fn too_many_connections_are_errors() {
 fn malformed_connections_are_errors() {
     let text = LOOP.replace("feedback: {max_staleness: \"${max_staleness}\"}", "feedback: {max_staleness: -1}");
     assert_eq!(complaints(&text)[1], "12:54 `max_staleness` is a number of steps, found the number -1");
+    for staleness in ["10001", "18446744073709551615"] {
+        let text = LOOP.replace("max_staleness: 0", &format!("max_staleness: {staleness}"));
+        assert_eq!(complaints(&text), [format!("12:54 `max_staleness` is at most 10000 steps, found {staleness}")]);
+    }
+    assert!(read(&LOOP.replace("max_staleness: 0", "max_staleness: 10000")).is_ok());
     let text = LOOP.replace("feedback: {max_staleness: \"${max_staleness}\"}", "feedback: {staleness: 1}");
     assert_eq!(
         complaints(&text)[1..],
