@@ -114,9 +114,7 @@ impl ReplayBuffer {
     /// The probability of each pair in one draw, oldest first.
     #[cfg(test)]
     fn probabilities(&self) -> Vec<f64> {
-        let weights: Vec<f64> = self.entries.iter().map(|entry| 1.0 / (1 + entry.drawn) as f64).collect();
-        let total: f64 = weights.iter().sum();
-        weights.iter().map(|weight| weight / total).collect()
+        self.shares.iter().flat_map(Shares::fractions).collect()
     }
 
     /// Add a pair; the oldest one leaves if there is no room.

@@ -90,6 +90,14 @@ impl Shares {
         (slot + slots - self.first) % slots
     }
 
+    /// What fraction of all each element makes, the oldest first: what [`at`](Self::at) goes by.
+    #[cfg(test)]
+    pub fn fractions(&self) -> Vec<f64> {
+        let total = self.sums[self.weights.len()] as f64;
+        let weight = |slot: usize| self.sum_before(slot + 1) - self.sum_before(slot);
+        (0..self.len).map(|index| weight(self.slot(index)) as f64 / total).collect()
+    }
+
     /// The sum of the slots before one.
     fn sum_before(&self, slot: usize) -> u128 {
         let (mut place, mut sum) = (slot, 0);

@@ -53,7 +53,9 @@ fn contents_and_probabilities_are_the_authors_own() {
         let contents: Vec<u64> = buffer.entries.iter().map(|entry| entry.pair.row).collect();
         assert_eq!(serde_json::json!(contents), moment["contents"]);
         let expected: Vec<f64> = serde_json::from_value(moment["probabilities"].clone()).expect("numbers");
-        for (ours, theirs) in buffer.probabilities().iter().zip(&expected) {
+        let found = buffer.probabilities();
+        assert_eq!(found.len(), expected.len(), "{moment}");
+        for (ours, theirs) in found.iter().zip(&expected) {
             assert!((ours - theirs).abs() < 1e-12, "{ours} {theirs}");
         }
         let sampled: Vec<u64> = serde_json::from_value(moment["sampled"].clone()).expect("ids");
