@@ -20,6 +20,14 @@ pub fn json(name: impl AsRef<Path>) -> serde_json::Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// The cases of a JSON file: at least so many in the repository's own, and one elsewhere.
+pub fn cases(name: &str, count: usize) -> Vec<serde_json::Value> {
+    let cases = json(name).as_array().unwrap_or_else(|| panic!("{name}: expected a list of cases")).clone();
+    let elsewhere = std::env::var_os("GOLDEN_DIR").is_some();
+    assert!(cases.len() >= count || elsewhere && !cases.is_empty(), "{name}: {} cases", cases.len());
+    cases
+}
+
 /// A list of numbers.
 pub fn floats(value: &serde_json::Value) -> Vec<f64> {
     let list = value.as_array().unwrap_or_else(|| panic!("expected a list of numbers, found {value}"));

@@ -23,8 +23,8 @@ fn rule(case: &Value) -> Rule {
 
 #[test]
 fn trajectories_match() {
-    for case in golden::json("optimizers.json").as_array().unwrap() {
-        let rule = rule(case);
+    for case in golden::cases("optimizers.json", 4) {
+        let rule = rule(&case);
         let learning_rate = case["params"]["lr"].as_f64().unwrap();
         // A matrix, since weight decay leaves vectors alone.
         let weight = Tensor::from_slice(&golden::floats(&case["initial"])).view([-1, 1]).set_requires_grad(true);

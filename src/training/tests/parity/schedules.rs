@@ -6,7 +6,7 @@ use crate::golden;
 
 #[test]
 fn multipliers_match() {
-    for case in golden::json("schedules.json").as_array().unwrap() {
+    for case in golden::cases("schedules.json", 6) {
         let kind: ScheduleKind = serde_json::from_value(case["schedule"].clone()).unwrap();
         let warmup = Warmup::Steps(case["num_warmup_steps"].as_u64().unwrap_or(0));
         let expected = golden::floats(&case["lr_multiplier_before_step"]);

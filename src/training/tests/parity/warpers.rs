@@ -24,7 +24,7 @@ fn cases() -> Vec<Case> {
             rows: rows("logits").into_iter().zip(rows("probabilities")).collect(),
         }
     };
-    golden::json("warpers.json").as_array().unwrap().iter().map(case).collect()
+    golden::cases("warpers.json", 4).iter().map(case).collect()
 }
 
 #[test]
