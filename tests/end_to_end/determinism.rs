@@ -19,3 +19,10 @@ fn the_seed_decides_every_byte() {
         assert!(first.models[0] != first.models[1]);
     }
 }
+
+#[test]
+fn two_threads_give_the_same_bytes_each_time() {
+    let here = Workplace::on_two_threads(SAPO_ORPO);
+    let run = |name: &str| here.run("p.yaml", name, &["max_staleness=1", "steps=6"]);
+    run("first").assert_same(&run("again"), "two threads");
+}

@@ -207,6 +207,11 @@ fn sapo_orpo_survives_ten_kills_when_it_samples_ahead() {
 }
 
 #[test]
+fn sapo_orpo_on_two_threads_survives_kills() {
+    kill_and_resume_in(&Workplace::on_two_threads(SAPO_ORPO), &["max_staleness=1", "steps=8"], 2, 13);
+}
+
+#[test]
 fn sapo_dpo_survives_kills() {
     kill_and_resume(SAPO_DPO, &["max_staleness=0"], 3, 3);
     kill_and_resume(SAPO_DPO, &["max_staleness=2"], 3, 4);

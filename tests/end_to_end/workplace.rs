@@ -55,6 +55,8 @@ pub const SAPO_ORPO: &str = r#"
 /// A place to run pipelines in.
 pub struct Workplace {
     directory: TempDir,
+    /// OpenMP threads of the programs run there; absent: as they see fit.
+    omp_num_threads: Option<&'static str>,
 }
 
 /// How the program ended, and what it said.
@@ -68,7 +70,7 @@ pub struct Said {
 impl Workplace {
     pub fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let here = Workplace { directory };
+        let here = Workplace { directory, omp_num_threads: Some("1") };
         for (name, source) in [("model", "models/llama"), ("reference", "models/llama/reference")] {
             fs::create_dir(here.path(name)).expect("it is new");
             fs::copy(golden(source).join("model.safetensors"), here.path(name).join("model.safetensors")).unwrap();
@@ -83,6 +85,16 @@ impl Workplace {
             &(50..53).map(|row| line(json!({"messages": conversation(row)}))).collect::<String>(),
         );
         here.write("pairs.jsonl", &(0..8).map(pair).collect::<String>());
+        here
+    }
+
+    /// One with a pipeline of these nodes in p.yaml, which computes on two threads.
+    pub fn on_two_threads(nodes: &str) -> Self {
+        let here = Workplace { omp_num_threads: None, ..Workplace::new() };
+        here.pipeline("p.yaml", nodes);
+        let text = fs::read_to_string(here.path("p.yaml")).expect("it was just written");
+        assert!(text.contains("threads: 1"));
+        here.write("p.yaml", &text.replace("threads: 1", "threads: 2"));
         here
     }
 
@@ -102,7 +114,8 @@ impl Workplace {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sapo-flow"));
         command.current_dir(self.directory.path()).args(arguments).stdin(Stdio::null());
-        command.env_remove("RUST_LOG").env("OMP_NUM_THREADS", "1");
+        command.env_remove("RUST_LOG").env_remove("OMP_NUM_THREADS");
+        command.envs(self.omp_num_threads.map(|threads| ("OMP_NUM_THREADS", threads)));
         command
     }
 
