@@ -360,8 +360,8 @@ fn many_passes_lose_nothing_with_weights_in_bfloat16() {
             let learner = Learner::new(decoder, parameters, settings(objective)).unwrap();
             learner.loss_gradients(examples, 1).unwrap()
         };
-        let (alone, expected) = gradients(&[example.clone()], dpo(0.1));
-        let (together, found) = gradients(&vec![example; 64], dpo(0.1));
+        let (alone, expected) = gradients(std::slice::from_ref(&example), dpo(0.1));
+        let (together, found) = gradients(&vec![example.clone(); 64], dpo(0.1));
         assert!(difference(&expected, &found) < 1e-6);
         golden::assert_close("norm", &[together["grad_norm"]], &[alone["grad_norm"]], 1e-6);
     }
