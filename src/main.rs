@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 mod cli;
 
-/// glibc's allocator is set up for libtorch's tensors (see `device::keep_memory`), with one arena that threads would wait
-/// for: tokenizing, which allocates for every word, was slower on two threads than on one.
+/// glibc's allocator is set up for libtorch (see `device::keep_memory`), with one arena that threads would wait for: tokenizing,
+/// which allocates for every word, was slower on two threads than on one.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -30,7 +30,7 @@
 //! GPUs repeat no keys and values where there is no mask and the compute type is bfloat16; they are counted all the same.
 //!
 //! Not counted: what libtorch's kernels use inside; in fused attention a block's scores and their gradients, 1 KiB for each
-//! head and key of the longest sequence; the code that oneDNN generates; and the gaps that freed memory leaves in the heap.
+//! head and key of the longest sequence; and the code that oneDNN generates.
 
 use tch::{Device, Kind};
 
@@ -163,7 +163,9 @@ impl Footprint<'_> {
         };
         let gradients = bytes(self.weights) * self.parameters();
         let (head, head_gradient) = (self.copies(self.head_parameters()), FLOAT * self.head_parameters());
-        let updating = gradients + self.updating(step.optimizer);
+        // Where passes add up, bfloat16 is too coarse for the sums.
+        let sums = if step.passes > 1 && self.weights != Kind::Float { FLOAT * self.parameters() } else { 0 };
+        let updating = gradients + sums + self.updating(step.optimizer);
         let layers_and_gradients = if step.passes > 1 { activations + updating } else { activations.max(updating) };
         head + head_gradient + self.logits_at_a_time(step.shape) + self.head_product() + layers_and_gradients
     }
