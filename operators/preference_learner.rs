@@ -179,10 +179,10 @@ impl Define for PreferenceLearner {
         "Updates a policy from batches of pairs: ORPO, DPO, KTO, SFT and others, or a formula.";
     const DOCS: &'static str = "\
 One optimizer update a step, from all batches of that step together: the gradient is that of the whole, however it is
-divided, so the batcher's `batch_size` bounds memory and changes no result. The learning rate follows the steps of the run, with
-pairs or without. Weights and optimizer state are float32, unless
-`weights` and `optimizer` say otherwise; matrix products are in the run's dtype. At a step without pairs the weights stay as
-they are.
+divided, so the batcher's `batch_size` bounds memory and changes no result (but for models whose `rope_scaling` is `dynamic` or `longrope`: there the
+longest sequence of a batch counts, as in transformers). The learning rate follows the steps of the run, with pairs or
+without. Weights and optimizer state are float32, unless `weights` and `optimizer` say otherwise; matrix products are in the
+run's dtype. At a step without pairs the weights stay as they are.
 
 What a large model takes besides activations, for every parameter: weights 4 bytes (`weights: bfloat16`: 2), AdamW's state 8
 (`optimizer: adamw_8bit`: 2), gradients 4 (as the weights, and 4 more where bfloat16 ones of several batches add up; with

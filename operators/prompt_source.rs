@@ -36,7 +36,8 @@ pub struct Config {
     /// The data's names for our columns, such as `{prompt: question, chosen: answer}`.
     #[serde(default)]
     pub columns: Columns,
-    /// A chat template, or the path of a file with one, in place of the tokenizer's.
+    /// A chat template, or the path of a file with one, in place of the tokenizer's. What writes the date (`strftime_now`)
+    /// has that of the run's beginning.
     #[serde(default)]
     pub chat_template: Option<String>,
     /// Whether every epoch has an order of its own, drawn from the run's seed; otherwise the files' order.

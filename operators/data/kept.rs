@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use sapo_flow_training::text;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -26,6 +27,9 @@ const TOKENIZER_FILES: [&str; 6] = [
     "generation_config.json",
 ];
 
+/// Those of them that may hold a chat template.
+const TEMPLATE_FILES: [&str; 2] = ["tokenizer_config.json", "chat_template.jinja"];
+
 /// Everything that the tokens of a data set depend on.
 #[derive(Serialize)]
 struct Key<'a> {
@@ -34,6 +38,8 @@ struct Key<'a> {
     files: &'a [(PathBuf, String)],
     tokenizer: Vec<(&'static str, String)>,
     chat_template: Option<String>,
+    /// The day, where a template asks for it.
+    day: Option<String>,
     columns: &'a Columns,
     max_prompt_tokens: Option<usize>,
     part: Part,
@@ -61,12 +67,17 @@ pub fn folder() -> Option<PathBuf> {
 pub fn place(folder: &Path, settings: &Settings, digests: &[(PathBuf, String)]) -> Result<PathBuf, Error> {
     let there = TOKENIZER_FILES.iter().filter(|name| settings.tokenizer.join(name).is_file());
     let tokenizer = there.map(|name| Ok((*name, files::sha256(&settings.tokenizer.join(name))?)));
+    let chat_template = settings.chat_template.map(encode::template_source).transpose()?;
+    let asks = |text: &str| text.contains("strftime_now");
+    let of_model = |name: &&str| std::fs::read_to_string(settings.tokenizer.join(name)).is_ok_and(|text| asks(&text));
+    let dated = chat_template.as_deref().map_or_else(|| TEMPLATE_FILES.iter().any(of_model), asks);
     let key = Key {
         format: FORMAT,
         program: env!("CARGO_PKG_VERSION"),
         files: digests,
         tokenizer: tokenizer.collect::<Result<_, Error>>()?,
-        chat_template: settings.chat_template.map(encode::template_source).transpose()?,
+        chat_template,
+        day: dated.then(|| text::present().format("%F").to_string()),
         columns: settings.columns,
         max_prompt_tokens: settings.max_prompt_tokens,
         part: settings.part,

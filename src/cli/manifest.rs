@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use chrono::{SecondsFormat, Utc};
 use sapo_flow_engine::Graph;
 use sapo_flow_engine::runtime::{Outcome, RunReport};
+use sapo_flow_training::text;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -130,6 +131,14 @@ impl Manifest {
     }
 }
 
+impl Manifest {
+    /// A chat template may write the date: that of the run's beginning, for as long as the run goes on.
+    fn stop_the_clock(&self) -> anyhow::Result<()> {
+        let began = self.processes.first().map(|process| chrono::DateTime::parse_from_rfc3339(&process.started));
+        Ok(began.transpose()?.into_iter().for_each(|began| text::stop_the_clock(began.into())))
+    }
+}
+
 /// Whether a directory is that of a run.
 pub fn is_there(directory: &Path) -> bool {
     directory.join(FILE).is_file()
@@ -147,12 +156,14 @@ pub fn create(directory: &Path, graph: &Graph, pipeline: &Path, device: String) 
         files: hashes(graph)?,
         processes: vec![Process::this(0)],
     };
+    manifest.stop_the_clock()?;
     write(directory, &manifest)
 }
 
 /// Note in a run's manifest that this process goes on with it. Models and data must be what they were.
 pub fn resume(directory: &Path, graph: &Graph, first_step: u64) -> anyhow::Result<()> {
     let mut manifest = Manifest::read(directory)?;
+    manifest.stop_the_clock()?;
     let files = hashes(graph)?;
     for (name, before) in &manifest.files {
         match files.get(name) {
@@ -166,6 +177,7 @@ pub fn resume(directory: &Path, graph: &Graph, first_step: u64) -> anyhow::Resul
         }
     }
     manifest.processes.push(Process::this(first_step));
+    manifest.stop_the_clock()?;
     write(directory, &manifest)
 }
 

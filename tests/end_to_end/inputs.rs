@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use chrono::Timelike;
 use serde_json::Value;
 
 use crate::workplace::{SAPO_ORPO, Workplace};
@@ -38,4 +39,29 @@ fn files_found_by_pattern_and_templates_are_in_the_manifest() {
     let said = here.sapo_flow(&["run", "--resume", "other"]);
     assert_eq!(said.code, Some(1));
     assert!(said.stderr.contains("short.jinja has changed since the run began"), "{}", said.stderr);
+}
+
+/// A template that writes the date has that of the run's beginning, also when the run goes on later.
+#[test]
+fn the_clock_of_chat_templates_stands() {
+    let here = Workplace::new();
+    let text =
+        "{% for m in messages %}{{ m.content }} {% if strftime_now('%S') | int is odd %}odd{% endif %} {% endfor %}";
+    here.write("clock.jinja", text);
+    let dated = SAPO_ORPO.replace("path: chats.jsonl", "path: chats.jsonl, chat_template: clock.jinja");
+    here.pipeline("p.yaml", &dated);
+    let expected = here.run("p.yaml", "out", &["steps=6"]);
+    let manifest: Value = serde_json::from_slice(&fs::read(here.path("out/manifest.json")).unwrap()).unwrap();
+    let began = manifest["processes"][0]["started"].as_str().unwrap();
+    let began = chrono::DateTime::parse_from_rfc3339(began).unwrap();
+    // As if it had been killed after its first checkpoint, and went on in a second that the template tells apart.
+    let first = fs::read_dir(here.path("out/checkpoints")).unwrap().map(|entry| entry.unwrap().file_name());
+    let first = first.filter(|name| name.to_string_lossy().starts_with("step-")).min().unwrap();
+    fs::write(here.path("out/checkpoints/latest"), first.as_encoded_bytes()).unwrap();
+    while chrono::Utc::now().second() % 2 == began.second() % 2 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let said = here.sapo_flow(&["run", "--resume", "out"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    here.results("out").assert_same(&expected, "a run that went on later");
 }

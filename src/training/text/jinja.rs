@@ -3,13 +3,15 @@
 //! `strftime_now`, and the `generation` tag.
 
 use crate::Error;
-use chrono::Local;
+use chrono::{DateTime, Local};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 use std::fmt::Write as _;
 use std::io;
+use std::sync::OnceLock;
+use std::time::SystemTime;
 
 /// An environment that renders templates the way transformers does.
 pub fn environment() -> Environment<'static> {
@@ -88,10 +90,24 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
 }
 
+/// What templates take for the present.
+static PRESENT: OnceLock<DateTime<Local>> = OnceLock::new();
+
+/// From here on templates take this time for the present, in the whole process, however often it is told: so that a run
+/// that goes on another day renders what it rendered before.
+pub fn stop_the_clock(at: SystemTime) {
+    PRESENT.get_or_init(|| at.into());
+}
+
+/// What templates take for the present.
+pub fn present() -> DateTime<Local> {
+    PRESENT.get().copied().unwrap_or_else(Local::now)
+}
+
 /// The present local time in Python's `strftime` notation.
 fn strftime_now(format: String) -> Result<String, minijinja::Error> {
     let mut text = String::new();
-    write!(text, "{}", Local::now().format(&format)).map_err(|_| {
+    write!(text, "{}", present().format(&format)).map_err(|_| {
         minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: unknown directive in {format:?}"))
     })?;
     Ok(text)

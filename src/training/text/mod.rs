@@ -6,6 +6,8 @@ pub mod special_tokens;
 pub mod template;
 pub mod tokenizer;
 
+pub use jinja::{present, stop_the_clock};
+
 pub use conversation::{EncodedAnswer, EncodedPair, Rendered, encode_conversation, encode_prompt};
 pub use special_tokens::SpecialTokens;
 pub use template::{ChatTemplate, Message};

@@ -32,7 +32,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: SpecialTokens,
     /// More variables for the template, such as `enable_thinking` or `date_string`. A template that writes today's
-    /// date (`strftime_now`) is reproducible only where such a variable fixes it.
+    /// date (`strftime_now`) is reproducible only where such a variable fixes it, or the clock
+    /// [stands](super::stop_the_clock).
     pub variables: Map<String, Value>,
 }
 
