@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Compares what `run --dry-run` says of memory with what runs take, and prints a table.
+
+    memory.py                                  the two SAPO pipelines with the small settings in their headers
+    memory.py -S dtype=float32 sapo_orpo       one of them, with values of its params besides
+
+Needs what `make run` needs: a release build, the model and the data. A run takes its memory by itself, whatever else the
+machine does.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+
+CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SAPO_FLOW = os.path.join(CHECKOUT, "target", "release", "sapo-flow")
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def small_settings(pipeline):
+    """The options for a small machine in a pipeline's header."""
+    with open(pipeline) as file:
+        return shlex.split(next(line for line in file if line.startswith("# small machine: "))[len("# small machine: ") :])
+
+
+def expected(arguments):
+    """Bytes that a dry run expects on the CPU."""
+    said = subprocess.run([SAPO_FLOW, "run", *arguments, "--dry-run"], cwd=CHECKOUT, check=True, text=True, stdout=-1)
+    number, unit = re.search(r"^memory +cpu: about ([\d.]+) (\w+)", said.stdout, re.M).groups()
+    return float(number) * UNITS[unit]
+
+
+def taken(arguments):
+    """Bytes that the run has resident at most."""
+    with tempfile.TemporaryDirectory() as directory:
+        run_directory = os.path.join(directory, "run")
+        process = subprocess.Popen([SAPO_FLOW, "run", *arguments, "--run-dir", run_directory, "-q"], cwd=CHECKOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        sys.exit(f"memory.py: the run of {arguments[0]} failed")
+    return usage.ru_maxrss * 1024
+
+
+def main():
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in ("-h", "--help"):
+        sys.exit(__doc__)
+    values, names = [], []
+    while arguments:
+        argument = arguments.pop(0)
+        if argument == "-S" and arguments:
+            values.append(arguments.pop(0))
+        else:
+            names.append(argument)
+    print("| pipeline | settings | dry run | run | dry run / run |\n|---|---|---|---|---|")
+    for name in names or ["sapo_orpo", "sapo_dpo"]:
+        pipeline = os.path.join("pipelines", f"{name}.yaml")
+        given = [option for value in values for option in ("-S", value)]
+        replaced = {value.split("=")[0] for value in values}
+        small = small_settings(os.path.join(CHECKOUT, pipeline))
+        kept = [option for option in zip(small[::2], small[1::2]) if option[1].split("=")[0] not in replaced]
+        options = [pipeline, *(part for option in kept for part in option), *given]
+        said, took = expected(options), taken(options)
+        shown = [name, ", ".join(values) or "small", f"{said / 2**30:.2f} GiB", f"{took / 2**30:.2f} GiB"]
+        print("| " + " | ".join([*shown, f"{said / took:.2f}"]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
