@@ -96,10 +96,9 @@ fn term(item: &Value, in_list: bool) -> Result<Term, Vec<Issue>> {
         Some(_) if !in_list => {
             return Err(at("weight", "`weight` is for the objectives of a list: alone, it has no effect"));
         }
-        Some(value) => value
-            .as_f64()
-            .filter(|weight| weight.is_finite() && *weight > 0.0)
-            .ok_or_else(|| at("weight", format!("`weight`: expected a number above 0, found {}", text(&value))))?,
+        Some(value) => factor(&value).map_err(|expected| {
+            at("weight", format!("`weight`: expected a number {expected}, found {}", text(&value)))
+        })?,
     };
     let name = given.remove("name");
     if let Some(path) = given.remove("file") {
@@ -128,6 +127,15 @@ fn term(item: &Value, in_list: bool) -> Result<Term, Vec<Issue>> {
     // What is written here is written to be used.
     let formula = compile(definition, &params, "params.")?;
     Ok(Term { name: "formula".into(), weight, formula })
+}
+
+/// A factor of losses, which are float32; else what it should be.
+fn factor(value: &Value) -> Result<f64, &'static str> {
+    match value.as_f64().filter(|weight| weight.is_finite() && *weight > 0.0) {
+        Some(weight) if weight > f64::from(f32::MAX) => Err("of at most 3.4e38"),
+        Some(weight) => Ok(weight),
+        None => Err("above 0"),
+    }
 }
 
 fn owned((key, value): (&Value, &Value)) -> (Value, Value) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use rhai::{Dynamic, Engine, EvalAltResult};
 use sapo_flow_training::objectives::math;
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use crate::expression::{self, budget, with_article};
 
@@ -78,6 +78,10 @@ impl Value {
             .or_else(|| value.as_bool().ok().map(|truth| if truth { 1.0 } else { 0.0 }))
             .ok_or_else(|| format!("expected a tensor or a number, found {}", with_article(value.type_name())))?;
         let own = self.tensor();
+        if let Some(largest) = largest(own.kind()).filter(|largest| number.is_finite() && number.abs() > *largest) {
+            // libtorch refuses such a number, and tch panics on that where it frees its own copy of it.
+            return Err(format!("expected a number within ±{largest:.1e}, found {number:e}").into());
+        }
         // Filled where it is needed: a copy from the host would wait for the device.
         let tensor = torch(Tensor::f_full([0i64; 0], number, (own.kind(), own.device())))?;
         Ok(Value::new(tensor, false))
@@ -89,6 +93,16 @@ impl Value {
 
     fn reduced(&self, function: impl FnOnce(&Tensor) -> Result<Tensor, TchError>) -> Fallible<Value> {
         Ok(Value { mixed: true, ..self.map(function)? })
+    }
+}
+
+/// The largest finite number of a kind; none where every number here is within its range.
+fn largest(kind: Kind) -> Option<f64> {
+    match kind {
+        Kind::Float => Some(f32::MAX.into()),
+        Kind::BFloat16 => Some(f32::from_bits(0x7f7f_0000).into()),
+        Kind::Half => Some(65504.0),
+        _ => None,
     }
 }
 

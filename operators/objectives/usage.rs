@@ -79,6 +79,31 @@ fn mistakes_are_named_with_their_place() {
 }
 
 #[test]
+fn numbers_beyond_those_of_tensors_are_refused_in_their_place() {
+    let range = "expected a number within ±3.4e38, found";
+    for formula in [
+        "chosen_logps * 1e300",
+        "1e300 * chosen_logps",
+        "min(chosen_logps, 1e39)",
+        "max(-1e39, chosen_logps)",
+        "chosen_logps ** 1e39",
+        "where(chosen_logps > 1e39, chosen_logps, 0)",
+        "where(chosen_logps > 1, chosen_logps, 1e39)",
+        "clamp(chosen_logps, -1e39, 1e39)",
+        "clamp(chosen_logps, -1, 1e39)",
+    ] {
+        assert_told(&[(&format!("{{formula: '{formula}'}}"), "objective.formula", range)]);
+    }
+    assert_told(&[
+        ("{formula: beta * chosen_logps, params: {beta: -1e39}}", "objective.formula", &format!("{range} -1e39")),
+        ("{name: orpo, beta: 1e39}", "objective.formula", &format!("{range} 1e39")),
+        ("[dpo, {name: sft, weight: 1e39}]", "objective.1.weight", "expected a number of at most 3.4e38, found 1e39"),
+    ]);
+    // The largest one, and infinity, are numbers of tensors.
+    compile("{formula: '3.4028234663852886e38 + min(chosen_logps, 1 / 0.0)'}");
+}
+
+#[test]
 fn mistakes_in_formulas_are_named() {
     assert_told(&[
         (
