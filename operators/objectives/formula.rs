@@ -182,7 +182,7 @@ fn collect(found: Vec<(&Role, Dynamic)>, pairs: &PairNumbers, needs: &Needs) -> 
         let scalar = || Some(Tensor::from(number(value)?).to_kind(Kind::Double));
         tensor.or_else(scalar).ok_or_else(|| ExpressionError::whole("expected a tensor or a number"))
     };
-    let torch = |error: tch::TchError| ExpressionError::whole(error.to_string());
+    let torch = |error: tch::TchError| ExpressionError::whole(sapo_flow_training::Error::from(error).to_string());
     let mut losses = None;
     let (mut report, mut rewards, mut state) = (Vec::new(), Vec::new(), Vec::new());
     for (role, value) in &found {

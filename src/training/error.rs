@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use tch::TchError;
+
 /// An error of the training core.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -43,9 +45,9 @@ pub enum Error {
         /// All that differs.
         differences: TensorDifferences,
     },
-    /// libtorch refused an operation.
+    /// libtorch refused an operation. Made with `from`, which leaves the frames of its stack out.
     #[error(transparent)]
-    Torch(#[from] tch::TchError),
+    Torch(TchError),
     /// A training step gave a number that is not finite. No weight was changed, unless gradients were released: then the
     /// loss is known before any is, and the gradients' norm only after.
     #[error("step {step}: the {what} is not finite, with examples {}", examples.join(", "))]
@@ -84,14 +86,27 @@ impl fmt::Display for TensorDifferences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (title, names) in [("missing", &self.missing), ("unexpected", &self.unexpected)] {
             if !names.is_empty() {
-                write!(f, "\n  {title} ({}): {}", names.len(), names.join(", "))?;
+                write!(f, "\n  {title} ({}): {}", names.len(), some(names).join(", "))?;
+                if names.len() > SHOWN {
+                    f.write_str(", ...")?;
+                }
             }
         }
-        for (name, expected, found) in &self.shapes {
+        for (name, expected, found) in some(&self.shapes) {
             write!(f, "\n  {name}: expected shape {expected:?}, found {found:?}")?;
+        }
+        if self.shapes.len() > SHOWN {
+            write!(f, "\n  and {} more of other shapes", self.shapes.len() - SHOWN)?;
         }
         Ok(())
     }
+}
+
+/// Differences of a sort that are listed: where a model is another one nearly all tensors differ.
+const SHOWN: usize = 20;
+
+fn some<T>(all: &[T]) -> &[T] {
+    &all[..all.len().min(SHOWN)]
 }
 
 impl Error {
@@ -107,5 +122,38 @@ impl Error {
     }
 }
 
+impl From<TchError> for Error {
+    fn from(error: TchError) -> Self {
+        Error::Torch(match error {
+            TchError::Torch(text) => TchError::Torch(without_frames(&text).to_owned()),
+            other => other,
+        })
+    }
+}
+
+/// What libtorch says of an error, without the C++ frames that it appends: they mean nothing to who reads of a run.
+fn without_frames(text: &str) -> &str {
+    let end = text.find("Exception raised from").unwrap_or(text.len());
+    text[..end].trim_end()
+}
+
 /// The training core's result.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::Error;
+
+    #[test]
+    fn an_error_of_libtorch_has_no_frames() {
+        let refused = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)).f_view([7]).unwrap_err();
+        assert!(refused.to_string().contains("Exception raised from"), "else there is nothing to cut: {refused}");
+        let error = Error::from(refused);
+        for text in [error.to_string(), format!("{error:?}")] {
+            assert!(text.contains("shape '[7]' is invalid for input of size 6"), "{text}");
+            assert!(!text.contains("Exception raised") && !text.contains("frame #") && !text.contains('\n'), "{text}");
+        }
+    }
+}

@@ -179,7 +179,7 @@ fn check(message: *mut c_char) -> Result<()> {
         libc::free(message.cast());
         text
     };
-    Err(Error::Torch(tch::TchError::Torch(text)))
+    Err(tch::TchError::Torch(text).into())
 }
 
 #[cfg(test)]
