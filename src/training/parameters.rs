@@ -1,5 +1,6 @@
 //! A model's tensors by name, and their safetensors files in Hugging Face's layout.
 
+mod index;
 mod stored;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,11 +13,11 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::TensorDifferences;
 use crate::{Error, Result};
-use stored::{SafetensorsFile, Stored, read_tensor, shape_of};
+use index::WeightFiles;
+use stored::{SafetensorsFile, Stored, check_float, read_tensor, shape_of};
 
 /// The file that a model with a single file of weights has.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Named tensors in a fixed order: the weights of a model, or something of the same shape (gradients, moments).
 ///
@@ -115,7 +116,7 @@ impl ParameterSet {
     /// The files are `model.safetensors`, or those that `model.safetensors.index.json` lists. Old checkpoints' stored
     /// rope frequencies, and a head next to tied embeddings, are skipped as transformers does.
     pub fn load(directory: &Path, expected: &[(String, Vec<i64>)], device: Device, kind: Kind) -> Result<Self> {
-        Self::load_files(directory, weight_files(directory)?, expected, device, Some(kind))
+        Self::load_files(directory, WeightFiles::of(directory)?, expected, device, Some(kind))
     }
 
     /// The kind of all tensors of a model's weights; f32 where there are none.
@@ -125,26 +126,37 @@ impl ParameterSet {
 
     /// Reads one file of weights like that, exactly the `expected` names and shapes, in that order, of the kinds stored.
     pub fn load_file(path: &Path, expected: &[(String, Vec<i64>)], device: Device) -> Result<Self> {
-        Self::load_files(path, vec![path.to_path_buf()], expected, device, None)
+        Self::load_files(path, WeightFiles::one(path), expected, device, None)
     }
 
     fn load_files(
         origin: &Path,
-        files: Vec<PathBuf>,
+        files: WeightFiles,
         expected: &[(String, Vec<i64>)],
         device: Device,
         kind: Option<Kind>,
     ) -> Result<Self> {
-        let mut sources = BTreeMap::new();
-        for path in files {
-            let file = SafetensorsFile::open(&path)?;
+        let mut sources: Sources = BTreeMap::new();
+        for path in &files.paths {
+            let file = SafetensorsFile::open(path)?;
             for (name, info) in file.metadata.tensors() {
-                sources.insert(name, (path.clone(), file.data_start, info.clone()));
+                let source = (path.clone(), file.data_start, info.clone());
+                if let Some((other, ..)) = sources.insert(name.clone(), source) {
+                    return Err(files.stands_twice(&name, &other, path));
+                }
             }
         }
         let differences = compare(expected, &sources);
         if !differences.is_empty() {
             return Err(Error::Tensors { path: origin.to_path_buf(), differences });
+        }
+        for (name, _) in expected {
+            let Some((path, _, info)) = sources.get(name) else { continue };
+            files.check(name, path)?;
+            // What is not trained may count something, and is kept as it is.
+            if kind.is_some() {
+                check_float(path, name, info)?;
+            }
         }
         let mut open = HashMap::new();
         let mut tensors = IndexMap::with_capacity(expected.len());
@@ -186,34 +198,11 @@ impl ParameterSet {
     }
 }
 
-/// The files that hold a model directory's weights.
-fn weight_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let single = directory.join(WEIGHTS_FILE);
-    let index = directory.join(INDEX_FILE);
-    if single.exists() {
-        return Ok(vec![single]);
-    }
-    if !index.exists() {
-        return Err(Error::invalid(
-            directory,
-            format!("expected weights in {WEIGHTS_FILE} or {INDEX_FILE}, found none"),
-        ));
-    }
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-    let parsed: Index = serde_json::from_str(&text).map_err(|error| Error::invalid(&index, error.to_string()))?;
-    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    Ok(names.into_iter().map(|name| directory.join(name)).collect())
-}
+/// By name, a tensor's file, where its data begin there, in bytes, and its place among them.
+type Sources = BTreeMap<String, (PathBuf, u64, TensorInfo)>;
 
 /// What a checkpoint lacks, and what it has too much.
-fn compare(
-    expected: &[(String, Vec<i64>)],
-    sources: &BTreeMap<String, (PathBuf, u64, TensorInfo)>,
-) -> TensorDifferences {
+fn compare(expected: &[(String, Vec<i64>)], sources: &Sources) -> TensorDifferences {
     let mut differences = TensorDifferences::default();
     for (name, shape) in expected {
         match sources.get(name) {

@@ -14,6 +14,11 @@ pub const CONFIG_FILE: &str = "config.json";
 /// The name of the file with a model's settings for generation.
 pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
+/// Ten times as many layers as the deepest models have.
+const MAX_LAYERS: i64 = 2000;
+/// A tensor's two sizes are at most this, so that their product is no overflow.
+const MAX_WIDTH: i64 = i32::MAX as i64;
+
 /// The families of decoders built here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
@@ -105,7 +110,7 @@ impl ModelConfig {
 
         let hidden_size: i64 = fields.required("hidden_size")?;
         let num_attention_heads: i64 = fields.required("num_attention_heads")?;
-        let num_hidden_layers: i64 = fields.required("num_hidden_layers")?;
+        let num_hidden_layers = layers(&fields)?;
         let default_head_dim = match architecture {
             Architecture::Qwen3 => 128,
             _ => hidden_size / num_attention_heads.max(1),
@@ -120,8 +125,10 @@ impl ModelConfig {
         };
         let sliding_window = sliding_window(&fields, architecture)?;
         let of_generation = |key: &str| generation.as_ref().and_then(|generation| generation.get(key));
-        let mut eos_token_ids = token_ids(path, "eos_token_id", raw.get("eos_token_id"))?;
-        for id in token_ids(path, "eos_token_id", of_generation("eos_token_id"))? {
+        let vocab_size = fields.required("vocab_size")?;
+        let mut eos_token_ids = token_ids(path, "eos_token_id", raw.get("eos_token_id"), vocab_size)?;
+        let generation_path = path.with_file_name(GENERATION_CONFIG_FILE);
+        for id in token_ids(&generation_path, "eos_token_id", of_generation("eos_token_id"), vocab_size)? {
             if !eos_token_ids.contains(&id) {
                 eos_token_ids.push(id);
             }
@@ -129,7 +136,7 @@ impl ModelConfig {
 
         let config = ModelConfig {
             architecture,
-            vocab_size: fields.required("vocab_size")?,
+            vocab_size,
             hidden_size,
             intermediate_size: fields.required("intermediate_size")?,
             num_hidden_layers,
@@ -193,6 +200,16 @@ impl ModelConfig {
         if let Some((key, size)) = sizes.iter().find(|(_, size)| *size < 1) {
             return Err(Error::invalid(path, format!("`{key}`: expected a positive number, found {size}")));
         }
+        // Lengths may be anything: nothing is made of their size.
+        let widths = sizes.iter().filter(|(key, _)| !["max_position_embeddings", "sliding_window"].contains(key));
+        let heads = ("num_attention_heads * head_dim", self.num_attention_heads.saturating_mul(self.head_dim));
+        if let Some((key, size)) = widths.chain([&heads]).find(|(_, size)| *size > MAX_WIDTH) {
+            return Err(Error::invalid(path, format!("`{key}`: expected at most {MAX_WIDTH}, found {size}")));
+        }
+        if self.rms_norm_eps < 0.0 || !(self.rms_norm_eps as f32).is_finite() {
+            let message = format!("`rms_norm_eps`: expected a number from 0 on, found {:?}", self.rms_norm_eps);
+            return Err(Error::invalid(path, message));
+        }
         if self.num_attention_heads % self.num_key_value_heads != 0 {
             let (heads, groups) = (self.num_attention_heads, self.num_key_value_heads);
             let message = format!("`num_key_value_heads`: {groups} does not divide num_attention_heads, {heads}");
@@ -218,6 +235,15 @@ fn architecture(path: &Path, raw: &Map<String, Value>) -> Result<Architecture> {
         found: class.or(model_type).unwrap_or("(none named)").to_owned(),
         supported: Architecture::ALL.map(|(name, _, _)| name).join(", "),
     })
+}
+
+/// The number of layers, before anything is made for each: one out of all bounds would fill the memory.
+fn layers(fields: &Fields) -> Result<i64> {
+    let layers = fields.required("num_hidden_layers")?;
+    if layers > MAX_LAYERS {
+        return Err(fields.error("num_hidden_layers", format!("expected at most {MAX_LAYERS} layers, found {layers}")));
+    }
+    Ok(layers)
 }
 
 fn sliding_window(fields: &Fields, architecture: Architecture) -> Result<Option<i64>> {
@@ -265,15 +291,22 @@ fn sliding_layers(
     }
 }
 
-/// Reads a key that holds a token id, or a list of them.
-fn token_ids(path: &Path, key: &str, value: Option<&Value>) -> Result<Vec<u32>> {
+/// Reads a key that holds a token id below `vocab_size`, or a list of them.
+fn token_ids(path: &Path, key: &str, value: Option<&Value>, vocab_size: i64) -> Result<Vec<u32>> {
     let value = match value {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(value @ Value::Array(_)) => value.clone(),
         Some(value) => Value::Array(vec![value.clone()]),
     };
-    serde_json::from_value(value)
-        .map_err(|error| Error::invalid(path, format!("`{key}`: expected a token id or a list of them: {error}")))
+    let ids: Vec<u32> = serde_json::from_value(value)
+        .map_err(|error| Error::invalid(path, format!("`{key}`: expected a token id or a list of them: {error}")))?;
+    match ids.iter().find(|id| i64::from(**id) >= vocab_size) {
+        // A response could never end in it.
+        Some(id) => {
+            Err(Error::invalid(path, format!("`{key}`: expected ids below vocab_size, {vocab_size}, found {id}")))
+        }
+        None => Ok(ids),
+    }
 }
 
 fn read_object(path: &PathBuf) -> Result<Map<String, Value>> {

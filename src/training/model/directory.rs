@@ -105,7 +105,16 @@ fn eos_token_ids(directory: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
     if !directory.join(TOKENIZER_FILE).exists() {
         return Ok(config.eos_token_ids.clone());
     }
-    Ok(TextTokenizer::load(directory)?.eos_ids().to_vec())
+    let ids = TextTokenizer::load(directory)?.eos_ids().to_vec();
+    match ids.iter().find(|id| i64::from(**id) >= config.vocab_size) {
+        // The configuration's own are checked before: it is the tokenizer's, which ends every answer of the data.
+        Some(id) => {
+            let message = format!("`vocab_size`: expected more than {id}, the end token of {TOKENIZER_FILE}");
+            let found = format!("{message}, found {}", config.vocab_size);
+            Err(Error::invalid(&directory.join(CONFIG_FILE), found))
+        }
+        None => Ok(ids),
+    }
 }
 
 /// A generation_config.json for a model that came without one.

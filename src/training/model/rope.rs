@@ -3,12 +3,12 @@
 //! Frequencies follow transformers' `modeling_rope_utils`: position interpolation (`linear`, arXiv 2306.15595), NTK
 //! (`dynamic`), `yarn` (arXiv 2309.00071), `longrope` (arXiv 2402.13753) and Llama 3.1's own (`llama3`).
 
+mod reading;
+
 use std::f64::consts::PI;
 
-use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use super::config::Fields;
 use crate::device::upload;
 use crate::{Error, Result};
 
@@ -77,105 +77,6 @@ pub enum RopeScaling {
         /// Tokens in pre-training's sequences.
         original_max_position_embeddings: f64,
     },
-}
-
-impl RopeConfig {
-    /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
-    pub(super) fn from_fields(config: &Fields, head_dim: i64, max_position_embeddings: i64) -> Result<Self> {
-        let nothing = Map::new();
-        let object = |key: &str| config.object.get(key).and_then(Value::as_object);
-        // Where both are there transformers prefers the older key.
-        let key = if object("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
-        let fields = Fields { path: config.path, object: object(key).unwrap_or(&nothing) };
-        let theta = match fields.optional("rope_theta")? {
-            Some(theta) => theta,
-            None => config.optional("rope_theta")?.unwrap_or(10_000.0),
-        };
-        for fields in [config, &fields] {
-            if fields.optional::<f64>("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-                return Err(fields.error("partial_rotary_factor", "only whole heads can be rotated here"));
-            }
-        }
-        let scaling = RopeScaling::from_fields(config, &fields, key, head_dim, max_position_embeddings)?;
-        Ok(RopeConfig { theta, dim: head_dim, max_position_embeddings, scaling })
-    }
-}
-
-impl RopeScaling {
-    fn from_fields(
-        config: &Fields,
-        fields: &Fields,
-        key: &str,
-        head_dim: i64,
-        max_position_embeddings: i64,
-    ) -> Result<Self> {
-        let kind: Option<String> = match fields.optional("rope_type")? {
-            Some(kind) => Some(kind),
-            None => fields.optional("type")?,
-        };
-        let original_max_position_embeddings = || -> Result<f64> {
-            let own = match config.optional("original_max_position_embeddings")? {
-                Some(original) => Some(original),
-                None => fields.optional("original_max_position_embeddings")?,
-            };
-            Ok(own.unwrap_or(max_position_embeddings as f64))
-        };
-        Ok(match kind.as_deref().unwrap_or("default") {
-            "default" => RopeScaling::Default,
-            "linear" => RopeScaling::Linear { factor: fields.required("factor")? },
-            "dynamic" => RopeScaling::Dynamic { factor: fields.required("factor")? },
-            "llama3" => RopeScaling::Llama3 {
-                factor: fields.required("factor")?,
-                low_freq_factor: fields.required("low_freq_factor")?,
-                high_freq_factor: fields.required("high_freq_factor")?,
-                original_max_position_embeddings: original_max_position_embeddings()?,
-            },
-            "yarn" => yarn(fields, original_max_position_embeddings()?, max_position_embeddings)?,
-            "longrope" => longrope(fields, original_max_position_embeddings()?, head_dim, max_position_embeddings)?,
-            other => {
-                let known = "default, linear, dynamic, llama3, yarn or longrope";
-                return Err(config.error(key, format!("expected rope_type {known}, found `{other}`")));
-            }
-        })
-    }
-}
-
-fn yarn(fields: &Fields, original: f64, max_position_embeddings: i64) -> Result<RopeScaling> {
-    let factor = fields.optional("factor")?.unwrap_or(max_position_embeddings as f64 / original);
-    let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-    let nonzero = |key: &str| -> Result<Option<f64>> { Ok(fields.optional(key)?.filter(|&value: &f64| value != 0.0)) };
-    let attention_factor = match (fields.optional("attention_factor")?, nonzero("mscale")?, nonzero("mscale_all_dim")?)
-    {
-        (Some(given), _, _) => given,
-        (None, Some(mscale), Some(all_dim)) => scale(mscale) / scale(all_dim),
-        (None, _, _) => scale(1.0),
-    };
-    Ok(RopeScaling::Yarn {
-        factor,
-        attention_factor,
-        beta_fast: nonzero("beta_fast")?.unwrap_or(32.0),
-        beta_slow: nonzero("beta_slow")?.unwrap_or(1.0),
-        truncate: fields.optional("truncate")?.unwrap_or(true),
-        original_max_position_embeddings: original,
-    })
-}
-
-fn longrope(fields: &Fields, original: f64, head_dim: i64, max_position_embeddings: i64) -> Result<RopeScaling> {
-    let factors = |key: &str| -> Result<Vec<f32>> {
-        let factors: Vec<f32> = fields.required(key)?;
-        if factors.len() as i64 == head_dim / 2 {
-            return Ok(factors);
-        }
-        Err(fields.error(key, format!("expected {} numbers, found {}", head_dim / 2, factors.len())))
-    };
-    let factor = fields.optional("factor")?.unwrap_or(max_position_embeddings as f64 / original);
-    let suggested = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
-    Ok(RopeScaling::LongRope {
-        attention_factor: fields.optional("attention_factor")?.unwrap_or(suggested),
-        short_factor: factors("short_factor")?,
-        long_factor: factors("long_factor")?,
-        original_max_position_embeddings: original,
-    })
 }
 
 /// Rotates queries and keys by their positions.

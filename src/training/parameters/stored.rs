@@ -64,6 +64,17 @@ pub(super) fn read_tensor(
     Ok(Tensor::f_from_data_size(&data, &shape_of(info), kind)?)
 }
 
+/// Refuses weights that are no fractions: integers are codes of something else, such as quantised weights.
+pub(super) fn check_float(path: &Path, name: &str, info: &TensorInfo) -> Result<()> {
+    match info.dtype {
+        Dtype::F32 | Dtype::BF16 | Dtype::F16 | Dtype::F64 => Ok(()),
+        other => {
+            let message = format!("tensor `{name}`: expected dtype F32, BF16, F16 or F64, found {other:?}");
+            Err(Error::invalid(path, message))
+        }
+    }
+}
+
 fn kind_of(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::F32 => Kind::Float,

@@ -1,6 +1,5 @@
 //! Model directories: saved and loaded again, in several files, and refused with a clear message.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use sapo_flow_training::Error;
@@ -12,11 +11,11 @@ use tch::{Device, Kind};
 
 use crate::golden;
 
-fn load(directory: &Path) -> sapo_flow_training::Result<Model> {
+pub fn load(directory: &Path) -> sapo_flow_training::Result<Model> {
     Model::load(directory, Device::Cpu, Kind::Float)
 }
 
-fn assert_same(left: &ParameterSet, right: &ParameterSet) {
+pub fn assert_same(left: &ParameterSet, right: &ParameterSet) {
     assert!(left.names().eq(right.names()));
     for ((name, left), (_, right)) in left.iter().zip(right.iter()) {
         assert_eq!(left, right, "{name}");
@@ -24,7 +23,7 @@ fn assert_same(left: &ParameterSet, right: &ParameterSet) {
 }
 
 /// A copy of the first golden model, to be spoiled.
-fn copy() -> tempfile::TempDir {
+pub fn copy() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     for name in ["config.json", "generation_config.json", "model.safetensors"] {
         std::fs::copy(golden::models()[0].join(name), directory.path().join(name)).unwrap();
@@ -33,7 +32,7 @@ fn copy() -> tempfile::TempDir {
 }
 
 /// Sets a key of the copy's config.json, or removes it where `value` is null.
-fn configure(directory: &Path, key: &str, value: Value) {
+pub fn configure(directory: &Path, key: &str, value: Value) {
     let path = directory.join("config.json");
     let mut config: serde_json::Map<String, Value> =
         serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
@@ -95,24 +94,6 @@ fn tokenizer_files_go_with_the_model_even_when_their_source_is_gone() {
 }
 
 #[test]
-fn weights_in_several_files() {
-    let directory = copy();
-    let whole = load(directory.path()).unwrap();
-    std::fs::remove_file(directory.path().join("model.safetensors")).unwrap();
-    let mut weight_map = BTreeMap::new();
-    for part in 0..3 {
-        let file = format!("model-0000{}-of-00003.safetensors", part + 1);
-        let names = whole.parameters.iter().enumerate().filter(|(index, _)| index % 3 == part);
-        let tensors: ParameterSet = names.map(|(_, (name, tensor))| (name.into(), tensor.shallow_clone())).collect();
-        weight_map.extend(tensors.names().map(|name| (name.to_owned(), file.clone())));
-        tensors.write(&directory.path().join(file), None).unwrap();
-    }
-    let index = json!({"metadata": {"total_size": 0}, "weight_map": weight_map});
-    std::fs::write(directory.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
-    assert_same(&load(directory.path()).unwrap().parameters, &whole.parameters);
-}
-
-#[test]
 fn end_tokens_are_those_of_both_configurations() {
     let directory = copy();
     let generation = directory.path().join("generation_config.json");
@@ -126,6 +107,22 @@ fn end_tokens_are_those_of_both_configurations() {
     configure(directory.path(), "eos_token_id", json!([7, 8]));
     found.push(ModelConfig::load(directory.path()).unwrap().eos_token_ids);
     assert_eq!(found, [vec![7, 5, 6], vec![7, 4], vec![7], vec![7, 8]]);
+}
+
+#[test]
+fn end_tokens_outside_of_the_vocabulary_are_refused() {
+    let directory = copy();
+    let generation = directory.path().join("generation_config.json");
+    std::fs::write(&generation, r#"{"eos_token_id": [2, 160]}"#).unwrap();
+    let message = load(directory.path()).unwrap_err().to_string();
+    let expected = "generation_config.json: `eos_token_id`: expected ids below vocab_size, 160, found 160";
+    assert!(message.contains(expected), "{message}");
+    std::fs::write(&generation, "{}").unwrap();
+    let tokenizer = write_tokenizer(directory.path(), "</s>").replace("\"</s>\":2", "\"</s>\":160");
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer).unwrap();
+    let message = load(directory.path()).unwrap_err().to_string();
+    let expected = "config.json: `vocab_size`: expected more than 160, the end token of tokenizer.json, found 160";
+    assert!(message.contains(expected), "{message}");
 }
 
 /// Answers end in the tokenizer's EOS: a model that did not know it would write on where they stop.
@@ -209,6 +206,14 @@ fn configurations_that_are_not_built_are_refused_by_key() {
         ("head_dim", json!(7), "`head_dim`: expected an even number, found 7"),
         ("hidden_size", json!("wide"), "`hidden_size`: invalid type: string \"wide\""),
         ("vocab_size", Value::Null, "`vocab_size`: is missing"),
+        ("eos_token_id", json!([2, 160]), "`eos_token_id`: expected ids below vocab_size, 160, found 160"),
+        ("rms_norm_eps", json!(1e39), "`rms_norm_eps`: expected a number from 0 on, found 1e39"),
+        (
+            "num_hidden_layers",
+            json!(1_000_000_000_000_i64),
+            "`num_hidden_layers`: expected at most 2000 layers, found 1000000000000",
+        ),
+        ("vocab_size", json!(1_i64 << 62), "`vocab_size`: expected at most 2147483647, found 4611686018427387904"),
     ];
     for (key, value, expected) in cases {
         let directory = copy();
