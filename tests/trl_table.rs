@@ -75,6 +75,26 @@ fn validate(row: &str, file: &str, changes: &[&str], registry: &Registry) {
     }
 }
 
+/// Its `beta` stands beside the name, so a mapping or a list has no place there: they are told so at the param.
+#[test]
+fn the_objective_of_dpo_yaml_is_a_name() {
+    let registry = sapo_flow_operators::registry();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/dpo.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    let parsed = |value: &str| {
+        let overrides = [("objective".to_owned(), value.to_owned()), ("beta".to_owned(), "0.2".to_owned())];
+        pipeline::parse_str(path.to_str().unwrap(), &text, &overrides, &registry).map(|_| ())
+    };
+    for name in ["ipo", "hinge", "robust", "nca_pair", "apo_zero"] {
+        parsed(name).unwrap_or_else(|refused| panic!("{name}: {refused}"));
+    }
+    for other in ["{name: ipo, length: per_token}", "[dpo, sft]"] {
+        let refused = parsed(other).expect_err(other);
+        assert_eq!(refused.list.len(), 1, "{refused}");
+        assert!(refused.list[0].message.contains("`objective` must be text, found a "), "{refused}");
+    }
+}
+
 #[test]
 fn what_the_table_names_is_there_and_valid() {
     let registry = sapo_flow_operators::registry();
