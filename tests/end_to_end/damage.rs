@@ -86,3 +86,30 @@ fn damaged_checkpoints_are_refused_by_name() {
     assert_eq!(here.sapo_flow(&["run", "--resume", "out"]).code, Some(0));
     expected.assert_same(&here.results("out"), "repaired");
 }
+
+#[test]
+fn checkpoints_that_are_there_are_named_where_the_latest_is_not() {
+    let here = Workplace::new();
+    here.pipeline("p.yaml", SAPO_ORPO);
+    let expected = here.run("p.yaml", "out", &[]);
+    let checkpoints = here.path("out/checkpoints");
+    let refused = |because: &str| {
+        let before = contents(&here.path("out"));
+        let said = here.sapo_flow(&["run", "--resume", "out"]);
+        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{}", said.stderr);
+        assert!(said.stderr.contains(because), "{}", said.stderr);
+        assert!(contents(&here.path("out")) == before, "something was changed");
+    };
+    fs::remove_file(checkpoints.join("latest")).unwrap();
+    refused("out/checkpoints/latest: it is missing, but there are complete checkpoints: step-00000012, step-00000015");
+    fs::write(checkpoints.join("latest"), "step-00000015").unwrap();
+    fs::write(checkpoints.join("step-00000015/in_flight.json"), "{").unwrap();
+    refused("in_flight.json: truncated or altered");
+    refused("seem whole: step-00000012; to go on from one of them, write its name into out/checkpoints/latest");
+
+    fs::write(checkpoints.join("latest"), "step-00000012\n").unwrap();
+    let said = here.sapo_flow(&["run", "--resume", "out"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(said.stderr.contains("training from step 12: 16 steps"), "{}", said.stderr);
+    expected.assert_same(&here.results("out"), "from the one before");
+}

@@ -228,13 +228,33 @@ impl LoadedCheckpoint {
     /// Check and load the newest checkpoint of a run directory; `None` where there is none.
     ///
     /// # Errors
-    /// When a file is missing, truncated or altered, or the checkpoint is of another pipeline.
+    /// When a file is missing, truncated or altered, or the checkpoint is of another pipeline. When none is named as the
+    /// newest, and yet there are some: a run that began anew would drop them. The error names those to choose from.
     pub fn latest(run_directory: &Path, graph: &Graph) -> Result<Option<Self>, RunError> {
         let root = run_directory.join(DIRECTORY);
-        match fs::read_to_string(root.join(LATEST)) {
-            Ok(name) => Self::load(&root.join(name.trim()), graph).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed(&root.join(LATEST), error)),
+        let pointer = root.join(LATEST);
+        match fs::read_to_string(&pointer) {
+            Ok(name) => match Self::load(&root.join(name.trim()), graph) {
+                Err(RunError::Checkpoint { path, message }) => {
+                    let mut others = seemingly_whole(&root).map_err(|error| failed(&root, error))?;
+                    others.retain(|other| other != name.trim());
+                    let advice = match others.is_empty() {
+                        true => String::new(),
+                        false => format!("; these seem whole: {}", how_to_go_on(&others, &pointer)),
+                    };
+                    Err(failed(&path, message + &advice))
+                }
+                loaded => loaded.map(Some),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let names = seemingly_whole(&root).map_err(|error| failed(&root, error))?;
+                if names.is_empty() {
+                    return Ok(None);
+                }
+                let there = how_to_go_on(&names, &pointer);
+                Err(failed(&pointer, format!("it is missing, but there are complete checkpoints: {there}")))
+            }
+            Err(error) => Err(failed(&pointer, error)),
         }
     }
 
@@ -257,10 +277,7 @@ impl LoadedCheckpoint {
             ));
         }
         if manifest.pipeline_sha256 != pipeline_sha256(graph) {
-            return Err(failed(
-                &path,
-                "it was written by a different pipeline: nodes, wiring or settings have changed",
-            ));
+            return Err(RunError::OtherPipeline { path });
         }
         let found = files_under(directory).map_err(|error| failed(directory, error))?;
         if let Some(extra) = found.iter().find(|file| *file != MANIFEST && !manifest.files.contains_key(*file)) {
@@ -294,6 +311,33 @@ impl LoadedCheckpoint {
         let records = self.in_flight.get(&name).cloned();
         records.ok_or_else(|| failed(&self.directory.join(IN_FLIGHT), format!("nothing about the edge {name}")))
     }
+}
+
+/// Names of the checkpoints that have a manifest and the files it lists, the oldest first. Hashes are not looked at, since
+/// that takes long; loading does.
+fn seemingly_whole(root: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let is_whole = |name: &String| {
+        let manifest = fs::read(root.join(name).join(MANIFEST)).ok();
+        let manifest = manifest.and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
+        manifest.is_some_and(|manifest| {
+            let is_there = |file: &String| root.join(name).join(file).is_file();
+            *name == checkpoint_name(manifest.step) && manifest.files.keys().all(is_there)
+        })
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(is_whole).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Checkpoints to choose from, and how.
+fn how_to_go_on(names: &[String], pointer: &Path) -> String {
+    format!("{}; to go on from one of them, write its name into {}", names.join(", "), pointer.display())
 }
 
 /// Remove checkpoints that were never completed.

@@ -129,6 +129,15 @@ pub enum RunError {
         /// Why.
         message: String,
     },
+    /// A checkpoint is not one of this pipeline.
+    #[error(
+        "checkpoint {path}: it was written by a different pipeline: nodes, wiring or settings have changed",
+        path = path.display()
+    )]
+    OtherPipeline {
+        /// Its manifest.
+        path: PathBuf,
+    },
     /// The pipeline says nothing that ends a run.
     #[error("no source tells how many steps an epoch has: give `run: {{steps: N}}` instead of `epochs`")]
     EndlessRun,
