@@ -250,3 +250,35 @@ fn a_run_of_a_sweep_that_never_began_is_told_as_failed() {
     let text = said(here.path(), &["runs", "ls", "runs/s"]);
     assert!(text.contains("failed"), "{text}");
 }
+
+#[test]
+fn a_damaged_run_does_not_hide_the_others() {
+    let here = workplace();
+    let runs = here.path().join("runs");
+    fs::write(runs.join("b/manifest.json"), "{\"pipeline\": \"p.ya").unwrap();
+    fs::write(runs.join("c/metrics.jsonl"), "{\"step\":0,\"loss\":9.0}\nno json\n").unwrap();
+    let (code, stdout, stderr) = outcome(here.path(), &["runs", "ls"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    for run in ["runs/b", "runs/c"] {
+        let row: Vec<&str> = stdout.lines().find(|line| line.starts_with(run)).unwrap().split_whitespace().collect();
+        assert_eq!(row, [run, "-", "unreadable", "-", "-", "-"]);
+    }
+    assert_eq!(stdout.lines().count(), 7, "{stdout}");
+    assert!(stderr.contains("warning: runs/b/manifest.json: EOF while parsing"), "{stderr}");
+    assert!(stderr.contains("warning: runs/c/metrics.jsonl:2: expected"), "{stderr}");
+
+    let list = parsed(&said(here.path(), &["runs", "ls", "--format", "json"]));
+    let b = list.as_array().unwrap().iter().find(|run| run["run"] == "runs/b").unwrap();
+    assert_eq!(b["state"], "unreadable");
+    assert!(b["error"].as_str().unwrap().contains("EOF while parsing"), "{b}");
+
+    let pipeline = runs.join("sweep/d/pipeline.yaml");
+    fs::write(pipeline, "nodes: {").unwrap();
+    let (code, stdout, stderr) = outcome(here.path(), &["runs", "table", "-m", "loss"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let last: Vec<&str> = stdout.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(last, ["p.yaml", "1", "2.0000"]);
+    for warning in ["runs/b/manifest.json: ", "runs/c/metrics.jsonl:2: ", "runs/sweep/d/pipeline.yaml: "] {
+        assert!(stderr.contains(&format!("warning: {warning}")), "{warning}: {stderr}");
+    }
+}

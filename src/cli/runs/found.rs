@@ -8,12 +8,13 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::directory::EVALUATIONS;
+use crate::cli::directory::{EVALUATIONS, PIPELINE};
 use crate::cli::lock;
 use crate::cli::manifest::{self, Ended, Ending, Manifest};
 use crate::cli::settings::{self, Settings};
 use crate::cli::sweep::jobs;
 use crate::cli::sweep::queue::{Job, Queue};
+use crate::cli::terminal;
 
 const METRICS: &str = "metrics.jsonl";
 
@@ -102,26 +103,78 @@ impl Run {
     }
 }
 
+/// What there is in some directories.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The runs.
+    pub runs: Vec<Run>,
+    /// Those that something is wrong with: one damaged file does not hide the other runs.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A run, or a sweep, that cannot be read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Why.
+    pub error: anyhow::Error,
+}
+
+impl Found {
+    /// Tell people of what cannot be read, and why.
+    pub fn warn(&self) {
+        for Unreadable { error, .. } in &self.unreadable {
+            terminal::message(&format!("warning: {error:#}"));
+        }
+    }
+
+    /// Take finished runs whose pipeline is there, and damaged, for unreadable: they can be listed, and not compared.
+    pub fn with_settings(self) -> Self {
+        let mut found = Found { runs: Vec::new(), unreadable: self.unreadable };
+        for run in self.runs {
+            let is_damaged = run.is_finished() && run.directory.join(PIPELINE).is_file();
+            match run.settings().err().filter(|_| is_damaged) {
+                Some(error) => found.unreadable.push(Unreadable { directory: run.directory, error }),
+                None => found.runs.push(run),
+            }
+        }
+        found
+    }
+
+    fn add(&mut self, directory: &Path, run: anyhow::Result<Option<Run>>) {
+        match run {
+            Ok(run) => self.runs.extend(run),
+            Err(error) => self.unreadable.push(Unreadable { directory: directory.to_owned(), error }),
+        }
+    }
+}
+
 /// All runs in these directories: run directories, and directories of such within two levels, as sweeps are.
 ///
 /// # Errors
-/// When a directory is not there, or a run cannot be read.
-pub fn find(directories: &[PathBuf]) -> anyhow::Result<Vec<Run>> {
-    let mut runs = Vec::new();
+/// When a directory is not there, or cannot be listed.
+pub fn find(directories: &[PathBuf]) -> anyhow::Result<Found> {
+    let mut found = Found::default();
     for directory in directories {
-        collect(directory, 2, &mut runs)?;
+        collect(directory, 2, &mut found)?;
     }
-    Ok(runs)
+    Ok(found)
 }
 
-fn collect(directory: &Path, levels: usize, runs: &mut Vec<Run>) -> anyhow::Result<()> {
+fn collect(directory: &Path, levels: usize, found: &mut Found) -> anyhow::Result<()> {
     if manifest::is_there(directory) {
-        runs.push(Run::read(directory)?);
+        found.add(directory, Run::read(directory).map(Some));
         return Ok(());
     }
     if Queue::is_there(directory) {
-        for job in Queue::read(directory)?.jobs {
-            runs.extend(never_begun(directory, &job)?);
+        match Queue::read(directory) {
+            Ok(queue) => {
+                for job in queue.jobs {
+                    found.add(&job.directory(directory), never_begun(directory, &job));
+                }
+            }
+            Err(error) => found.add(directory, Err(error)),
         }
     }
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
@@ -134,7 +187,7 @@ fn collect(directory: &Path, levels: usize, runs: &mut Vec<Run>) -> anyhow::Resu
     }
     inner.sort();
     if levels > 0 {
-        inner.iter().try_for_each(|inner| collect(inner, levels - 1, runs))?;
+        inner.iter().try_for_each(|inner| collect(inner, levels - 1, found))?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::args::{PageFormat, RunsArgs, RunsLsArgs, RunsShowArgs, RunsTableArgs, RunsVerb};
 use super::report::number;
 use super::{Outcome, count, terminal};
-use found::Run;
+use found::{Run, Unreadable};
 
 mod diff;
 pub mod found;
@@ -30,18 +30,24 @@ pub fn runs(args: &RunsArgs) -> Outcome {
 }
 
 fn ls(args: &RunsLsArgs) -> Outcome {
-    let mut runs = found::find(&args.directories)?;
+    let mut found = found::find(&args.directories)?;
+    found.warn();
+    let (runs, unreadable) = (&mut found.runs, &found.unreadable);
     let began = |run: &Run| run.manifest.processes.first().map(|process| process.started.clone()).unwrap_or_default();
     runs.sort_by_key(|run| (began(run), run.name()));
     let text = match args.format {
         PageFormat::Json => {
-            let runs: Vec<Value> = runs.iter().map(summary).collect();
+            let damaged = |run: &Unreadable| {
+                let error = format!("{:#}", run.error);
+                json!({"run": run.directory.display().to_string(), "state": "unreadable", "error": error})
+            };
+            let runs: Vec<Value> = runs.iter().map(summary).chain(unreadable.iter().map(damaged)).collect();
             serde_json::to_string_pretty(&runs)? + "\n"
         }
         format => {
             let heads = ["run", "pipeline", "state", "steps", "loss", "began"];
             let mut rows = vec![heads.map(str::to_owned).to_vec()];
-            for run in &runs {
+            for run in runs.iter() {
                 rows.push(vec![
                     run.name(),
                     run.manifest.pipeline.display().to_string(),
@@ -50,6 +56,10 @@ fn ls(args: &RunsLsArgs) -> Outcome {
                     run.metrics.get("loss").map_or("-".to_owned(), |loss| number(*loss)),
                     began(run),
                 ]);
+            }
+            for Unreadable { directory, .. } in unreadable {
+                let name = directory.display().to_string();
+                rows.push([&name, "-", "unreadable", "-", "-", "-"].map(str::to_owned).to_vec());
             }
             page::rows(&rows, format)
         }
@@ -105,9 +115,10 @@ fn table_of(key: &str, value: &str, entries: &Value, text: impl Fn(&Value) -> St
 }
 
 fn compare(args: &RunsTableArgs) -> Outcome {
-    let runs = found::find(&args.directories)?;
-    let unfinished = runs.iter().filter(|run| !run.is_finished()).count();
-    terminal::print(&table::written(&runs, &args.metrics, args.format)?)?;
+    let found = found::find(&args.directories)?.with_settings();
+    found.warn();
+    let unfinished = found.runs.iter().filter(|run| !run.is_finished()).count();
+    terminal::print(&table::written(&found.runs, &args.metrics, args.format)?)?;
     if unfinished > 0 {
         terminal::message(&format!("left out, since not finished: {}", count(unfinished, "run")));
     }

@@ -67,9 +67,10 @@ fn tell(job: &Job, fate: Option<&Fate>) {
 
 /// Show what the runs came to.
 fn conclude(directory: &Path, jobs: &[Job], fates: &[Fate]) -> Outcome {
-    let runs = found::find(&[directory.to_owned()])?;
-    if runs.iter().any(found::Run::is_finished) {
-        terminal::print(&format!("\n{}", table::text(&runs, &[])?))?;
+    let found = found::find(&[directory.to_owned()])?.with_settings();
+    found.warn();
+    if found.runs.iter().any(found::Run::is_finished) {
+        terminal::print(&format!("\n{}", table::text(&found.runs, &[])?))?;
     }
     let directory = directory.display();
     if fates.contains(&Fate::Interrupted) {
