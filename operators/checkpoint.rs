@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::graph::Dtype;
-use sapo_flow_engine::operator::{ConfigIssue, Define};
+use sapo_flow_engine::operator::{ConfigIssue, Connections, Define};
 use sapo_flow_engine::record::PortType;
 use sapo_flow_engine::runtime::disk::{sync_directories, sync_directory};
 use sapo_flow_engine::runtime::event::{Event, EventSender};
@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::compute::kind;
+use crate::log_file::check_folder_name;
 use crate::weights::{SharedWeights, shared};
 
 /// What `checkpoint` takes under `with`.
@@ -134,6 +135,10 @@ model: {op: checkpoint, in: learner.weights, with: {every: 300, keep: 2}}
             issues.push(ConfigIssue::new("keep", "has no effect without `every`: only the final model is written"));
         }
         issues
+    }
+
+    fn check_connections(_: &Self::Config, connections: &Connections) -> Vec<ConfigIssue> {
+        check_folder_name(&connections.node).map(|message| ConfigIssue::new("", message)).into_iter().collect()
     }
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {

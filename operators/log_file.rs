@@ -69,10 +69,39 @@ impl LogFile {
     }
 }
 
-/// What is wrong with a `file` key: it must be a plain name inside the run directory.
+/// Files that the run itself keeps in its directory.
+const FILES_OF_THE_RUN: [&str; 3] = ["pipeline.yaml", "manifest.json", "evaluations.json"];
+
+/// Folders that the run itself, or a node of any name, keeps in its directory.
+const FOLDERS_OF_THE_RUN: [&str; 3] = ["checkpoints", "tensorboard", "edits"];
+
+/// What is wrong with a `file` key: it must be a plain name inside the run directory, and none that the run itself uses.
 pub fn check_file_name(file: &str) -> Option<String> {
-    let plain = Path::new(file).file_name().is_some_and(|name| name == file);
-    (!plain).then(|| format!("expected a file name inside the run directory, found `{file}`"))
+    let path = Path::new(file);
+    if path.file_name().is_none_or(|name| name != file) {
+        return Some(format!("expected a file name inside the run directory, found `{file}`"));
+    }
+    // Files are `writing` until they are whole.
+    let is_taken = FILES_OF_THE_RUN.contains(&file)
+        || file.starts_with('.')
+        || file.ends_with(".writing")
+        || (file.contains("-failed-at-step-") && file.ends_with(".json"));
+    if is_taken {
+        return Some(format!("the run itself uses `{file}` in its directory: choose another name"));
+    }
+    // Nodes have folders of their names.
+    let may_be_a_folder = path.extension().is_none_or(|extension| extension.is_empty());
+    may_be_a_folder.then(|| {
+        format!("expected a name with an ending, such as `{file}.jsonl`, found `{file}`: names without may be those of folders")
+    })
+}
+
+/// What is wrong with the name of a node that writes into a folder of its name: the run itself may use that folder.
+pub fn check_folder_name(node: &str) -> Option<String> {
+    let folder = node.split('/').next().filter(|folder| FOLDERS_OF_THE_RUN.contains(folder))?;
+    Some(format!(
+        "the run itself uses the folder `{folder}` in its directory, which is this node's: choose another name"
+    ))
 }
 
 #[cfg(test)]
@@ -113,5 +142,16 @@ mod tests {
         for wrong in ["", "..", "a/b", "/a", "a/"] {
             assert!(check_file_name(wrong).is_some(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn names_that_the_run_itself_uses_are_left_to_it() {
+        for wrong in ["pipeline.yaml", ".lock", "manifest.writing", "learner-failed-at-step-3.json", "model", "model."]
+        {
+            assert!(check_file_name(wrong).is_some(), "{wrong}");
+        }
+        assert!(check_folder_name("checkpoints").is_some());
+        assert!(check_folder_name("checkpoints/model").is_some());
+        assert_eq!(check_folder_name("model/checkpoints"), None);
     }
 }

@@ -77,6 +77,8 @@ impl PortSpec {
 /// What a node is connected with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
+    /// The node's name.
+    pub node: String,
     /// The inputs that edges end at, each with the type that arrives there.
     pub inputs: Vec<(&'static str, PortType)>,
     /// Where the edges come from.

@@ -65,7 +65,7 @@ fn connections(index: usize, drafts: &[Draft]) -> Option<Connections> {
     let draft = &drafts[index];
     let op = draft.op.as_ref()?;
     let readers = drafts.iter().flat_map(|other| &other.wires).filter(|wire| wire.from_node == index);
-    let mut connections = Connections::default();
+    let mut connections = Connections { node: draft.name.clone(), ..Connections::default() };
     connections.outputs.extend(readers.map(|wire| op.outputs[wire.from_port].name));
     connections.outputs.sort_unstable();
     connections.outputs.dedup();
