@@ -321,6 +321,8 @@ fn an_interrupted_run_stores_a_checkpoint_and_goes_on() {
     let said = sapo_flow(here.path(), &["run", "p.yaml", "--resume", "out"]);
     assert_eq!(said.code, Some(1));
     assert!(said.stderr.contains("different pipeline"), "{}", said.stderr);
+    assert!(said.stderr.contains("run.steps was 100000000, and is 3 now"), "{}", said.stderr);
+    assert!(said.stderr.contains("sapo-flow run --resume out"), "{}", said.stderr);
 }
 
 #[test]

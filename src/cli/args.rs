@@ -88,7 +88,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", conflicts_with = "resume")]
     pub seed: Option<u64>,
     /// Threads for tensor work, where the pipeline's `run` block says nothing of them
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "resume")]
     pub threads: Option<u16>,
     /// Write a timeline of the run, too: when each node worked, for Perfetto or chrome://tracing
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]

@@ -8,8 +8,16 @@ use anyhow::{Context, bail};
 use chrono::Utc;
 use sapo_flow_engine::Graph;
 
+use super::lock;
+
 /// The resolved pipeline in a run directory.
 pub const PIPELINE: &str = "pipeline.yaml";
+
+/// What the first line of a stored pipeline ends with.
+const HEADER: &str = " with every parameter filled in, as sapo-flow ran it.";
+
+/// What may lie in the directory of a run that has no manifest yet.
+const BEGINNING: [&str; 4] = [lock::FILE, PIPELINE, "pipeline.writing", "manifest.writing"];
 
 /// Held-out evaluations in a run directory.
 pub const EVALUATIONS: &str = "evaluations.json";
@@ -38,8 +46,7 @@ pub fn create_named(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
 /// Make a directory that the user named, or take it if it is empty.
 pub fn create_at(directory: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let mut entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
-    if entries.next().is_some() {
+    if !is_free(directory).with_context(|| format!("cannot read {}", directory.display()))? {
         bail!(
             "the run directory {} is not empty: name another one, or go on with its run by `--resume {}`",
             directory.display(),
@@ -47,6 +54,37 @@ pub fn create_at(directory: &Path) -> anyhow::Result<PathBuf> {
         );
     }
     Ok(directory.to_owned())
+}
+
+/// Whether a directory is empty, or holds no more than a run does that was killed before it wrote its manifest.
+fn is_free(directory: &Path) -> std::io::Result<bool> {
+    let names: Vec<_> = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>()?;
+    let has_begun = || -> std::io::Result<bool> {
+        let text = match fs::read(directory.join(PIPELINE)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        // A pipeline that people keep there has not our header.
+        Ok(String::from_utf8_lossy(&text).lines().next().is_none_or(|header| header.ends_with(HEADER)))
+    };
+    Ok(names.is_empty()
+        || (names.iter().any(|name| name == lock::FILE)
+            && names.iter().all(|name| BEGINNING.iter().any(|file| name == file))
+            && has_begun()?))
+}
+
+/// The directory and those around it that are not there, the innermost first.
+pub fn absent(directory: &Path) -> Vec<PathBuf> {
+    let around = directory.ancestors().filter(|path| !path.as_os_str().is_empty());
+    around.take_while(|path| !path.exists()).map(Path::to_owned).collect()
+}
+
+/// Remove what is written before a run has a manifest, and the lock. What cannot be removed stays.
+pub fn clear_beginning(directory: &Path) {
+    for file in BEGINNING {
+        let _ = fs::remove_file(directory.join(file));
+    }
 }
 
 /// The directory of a pipeline's latest run.
@@ -69,7 +107,7 @@ pub fn latest(graph: &Graph, pipeline: &Path) -> anyhow::Result<PathBuf> {
 /// Write the resolved pipeline.
 pub fn write_pipeline(directory: &Path, graph: &Graph, pipeline: &Path) -> anyhow::Result<()> {
     let yaml = serde_yaml::to_string(&graph.resolved)?;
-    let header = format!("# {} with every parameter filled in, as sapo-flow ran it.\n", pipeline.display());
+    let header = format!("# {}{HEADER}\n", pipeline.display());
     write_whole(&directory.join(PIPELINE), &format!("{header}{yaml}"))
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 /// Hidden, since it says nothing to people.
-const FILE: &str = ".lock";
+pub const FILE: &str = ".lock";
 
 /// Held while a process works on a run, or a sweep. The system gives it up when the process ends, however it ends.
 #[derive(Debug)]

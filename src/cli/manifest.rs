@@ -34,6 +34,9 @@ pub struct Manifest {
     pub dtype: String,
     /// Processors used.
     pub threads: usize,
+    /// The threads that the command line gave, if any: a resumed run takes as many, for the same sums to the last bit.
+    #[serde(default)]
+    pub given_threads: Option<usize>,
     /// Models and data, by path as the pipeline has it.
     pub files: BTreeMap<String, FileHash>,
     /// The processes that worked on the run: the first, and each that resumed it.
@@ -125,6 +128,7 @@ impl Manifest {
             device: String::new(),
             dtype: String::new(),
             threads: 0,
+            given_threads: None,
             files: BTreeMap::new(),
             processes: vec![Process { started: at, command_line: Vec::new(), ended: Some(ended), ..Process::this(0) }],
         }
@@ -145,7 +149,13 @@ pub fn is_there(directory: &Path) -> bool {
 }
 
 /// Write the manifest of a fresh run.
-pub fn create(directory: &Path, graph: &Graph, pipeline: &Path, device: String) -> anyhow::Result<()> {
+pub fn create(
+    directory: &Path,
+    graph: &Graph,
+    pipeline: &Path,
+    device: String,
+    given_threads: Option<usize>,
+) -> anyhow::Result<()> {
     let manifest = Manifest {
         pipeline: pipeline.to_owned(),
         params: Some(params(graph)),
@@ -153,6 +163,7 @@ pub fn create(directory: &Path, graph: &Graph, pipeline: &Path, device: String) 
         device,
         dtype: graph.run.dtype.to_string(),
         threads: graph.run.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        given_threads,
         files: hashes(graph)?,
         processes: vec![Process::this(0)],
     };

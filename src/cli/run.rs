@@ -1,5 +1,6 @@
 //! `sapo-flow run`: a pipeline from its file to a trained model.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,17 +10,21 @@ use sapo_flow_engine::Graph;
 use sapo_flow_engine::runtime::checkpoint::LoadedCheckpoint;
 use sapo_flow_engine::runtime::event::EventSender;
 use sapo_flow_engine::runtime::timeline::Timeline;
-use sapo_flow_engine::runtime::{self, Outcome as RunOutcome, RunOptions, RunReport};
+use sapo_flow_engine::runtime::{self, Outcome as RunOutcome, RunError, RunOptions, RunReport};
 use sapo_flow_operators::settled_dtype;
 use sapo_flow_training::device;
 use serde_json::Value;
 
 use super::args::RunArgs;
 use super::lock::{self, Lock};
+use super::manifest::Manifest;
 use super::progress::{Display, Summary, Watcher};
 use super::report::{self, Evaluations};
 use super::trace::Trace;
 use super::{Failure, Outcome, directory, manifest, plan, settings, show, terminal, validate};
+
+/// How many differences between two pipelines are told of.
+const DIFFERENCES_TOLD: usize = 5;
 
 /// Which run to take up.
 enum Resume {
@@ -33,7 +38,7 @@ enum Resume {
 pub fn run(args: RunArgs) -> Outcome {
     device::keep_memory();
     let (pipeline, resume) = what_to_run(&args)?;
-    let graph = with_options(validate::load(&pipeline, &args.overrides.overrides)?, &args);
+    let mut graph = with_options(validate::load(&pipeline, &args.overrides.overrides)?, &args);
     if !args.quiet {
         show(&graph.warnings);
     }
@@ -44,17 +49,11 @@ pub fn run(args: RunArgs) -> Outcome {
     let device = device::name(device::parse(&graph.run.device)?);
     let (run_directory, _lock, checkpoint) = match resume {
         Resume::No => {
-            let run_directory = match &args.run_dir {
-                Some(directory) => directory::create_at(directory)?,
-                None => directory::create(&graph, &pipeline)?,
-            };
-            let lock = lock::take(&run_directory)?;
-            directory::write_pipeline(&run_directory, &graph, &pipeline)?;
-            manifest::create(&run_directory, &graph, &pipeline, device)?;
+            let (run_directory, lock) = begin(&args, &graph, &pipeline, device)?;
             (run_directory, lock, None)
         }
-        Resume::Latest => take_up(directory::latest(&graph, &pipeline)?, &graph, args.quiet)?,
-        Resume::Directory(run_directory) => take_up(run_directory, &graph, args.quiet)?,
+        Resume::Latest => take_up(directory::latest(&graph, &pipeline)?, &mut graph, &args)?,
+        Resume::Directory(run_directory) => take_up(run_directory, &mut graph, &args)?,
     };
     let display = match args.quiet {
         true => Display::Quiet,
@@ -117,22 +116,55 @@ fn what_to_run(args: &RunArgs) -> Result<(PathBuf, Resume), Failure> {
     }
 }
 
+/// The directory of a fresh run, with its lock. Where it cannot be made whole, nothing of it stays: without a manifest it
+/// would be neither a run to go on with nor an empty directory.
+fn begin(args: &RunArgs, graph: &Graph, pipeline: &Path, device: String) -> anyhow::Result<(PathBuf, Lock)> {
+    let wanted = args.run_dir.as_deref().unwrap_or(Path::new(&graph.run.directory));
+    let absent = directory::absent(wanted);
+    let run_directory = match &args.run_dir {
+        Some(directory) => directory::create_at(directory)?,
+        None => directory::create(graph, pipeline)?,
+    };
+    let lock = lock::take(&run_directory)?;
+    let written = directory::write_pipeline(&run_directory, graph, pipeline)
+        .and_then(|()| manifest::create(&run_directory, graph, pipeline, device, args.threads.map(usize::from)));
+    if let Err(error) = written {
+        let is_ours = args.run_dir.is_none() || absent.iter().any(|absent| *absent == run_directory);
+        directory::clear_beginning(&run_directory);
+        for directory in is_ours.then_some(&run_directory).into_iter().chain(&absent) {
+            // One that others have put something into stays.
+            let _ = fs::remove_dir(directory);
+        }
+        return Err(error);
+    }
+    Ok((run_directory, lock))
+}
+
 /// A run directory with its newest checkpoint. A run that was stopped before its first one begins anew: with the same
 /// pipeline, since the directory says that it is this one's.
 fn take_up(
     run_directory: PathBuf,
-    graph: &Graph,
-    quiet: bool,
+    graph: &mut Graph,
+    args: &RunArgs,
 ) -> anyhow::Result<(PathBuf, Lock, Option<LoadedCheckpoint>)> {
     let lock = lock::take(&run_directory)?;
-    let checkpoint = LoadedCheckpoint::latest(&run_directory, graph)?;
+    // Sums are the same to the last bit only if as many threads share them.
+    graph.run.threads = graph.run.threads.or(Manifest::read(&run_directory)?.given_threads);
+    let checkpoint = match LoadedCheckpoint::latest(&run_directory, graph) {
+        Err(error @ RunError::OtherPipeline { .. }) => {
+            // What the checkpoint's hash says is said by the settings, where those that are stored can be compared.
+            same_pipeline(&run_directory, graph, args)?;
+            return Err(error.into());
+        }
+        loaded => loaded?,
+    };
     if checkpoint.is_none() {
-        same_pipeline(&run_directory, graph)?;
+        same_pipeline(&run_directory, graph, args)?;
     }
     manifest::resume(&run_directory, graph, checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step))?;
     if checkpoint.is_none() {
         directory::clear_results(&run_directory)?;
-        if !quiet {
+        if !args.quiet {
             terminal::message(&format!("{} has no checkpoint yet: its run begins anew", run_directory.display()));
         }
     }
@@ -141,18 +173,27 @@ fn take_up(
 
 /// Refuse a pipeline that is not the one that a run directory stores. How often checkpoints are taken, and how many are
 /// kept, may differ, as it may where there is a checkpoint.
-fn same_pipeline(run_directory: &Path, graph: &Graph) -> anyhow::Result<()> {
+fn same_pipeline(run_directory: &Path, graph: &Graph, args: &RunArgs) -> anyhow::Result<()> {
     let mut found = settings::differences(&settings::stored(run_directory)?, &settings::of(&graph.resolved)?);
     found.retain(|(name, _)| !name.starts_with("run.checkpoint"));
     if found.is_empty() {
         return Ok(());
     }
     let text = |value: &Option<Value>| value.as_ref().map_or("absent".to_owned(), Value::to_string);
-    let list: Vec<String> = found
+    let mut list: Vec<String> = found
         .iter()
+        .take(DIFFERENCES_TOLD)
         .map(|(name, [then, now])| format!("{name} was {}, and is {} now", text(then), text(now)))
         .collect();
-    bail!("{} is the run of a different pipeline: {}; start a fresh run", run_directory.display(), list.join("; "))
+    if found.len() > list.len() {
+        list.push(format!("and {} more", found.len() - list.len()));
+    }
+    let directory = run_directory.display();
+    let way_on = match args.pipeline.is_some() || args.resume.as_ref().is_some_and(|resume| resume.is_file()) {
+        true => format!("go on with it as it was by `sapo-flow run --resume {directory}`, or start a fresh run"),
+        false => "start a fresh run".to_owned(),
+    };
+    bail!("{directory} is the run of a different pipeline: {}; {way_on}", list.join("; "))
 }
 
 fn execute(

@@ -153,11 +153,8 @@ impl Runner {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(&program);
         command.arg("run").arg("--quiet");
-        let mut threads = self.threads();
         if manifest::is_there(directory) {
             command.arg("--resume").arg(directory);
-            // Sums are the same to the last bit only if as many threads share them.
-            threads = Manifest::read(directory)?.threads;
         } else {
             // A run that was killed before it had a manifest had not begun.
             if directory.exists() {
@@ -169,8 +166,8 @@ impl Runner {
                 // JSON is YAML.
                 command.arg("-S").arg(format!("{name}={value}"));
             }
+            command.arg(format!("--threads={}", self.threads()));
         }
-        command.arg(format!("--threads={threads}"));
         let file = File::create(said).with_context(|| format!("cannot make {}", said.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         // In a group of their own: what the terminal sends on Ctrl-C is passed on, once.
