@@ -129,7 +129,7 @@ fn begin(args: &RunArgs, graph: &Graph, pipeline: &Path, device: String) -> anyh
     let written = directory::write_pipeline(&run_directory, graph, pipeline)
         .and_then(|()| manifest::create(&run_directory, graph, pipeline, device, args.threads.map(usize::from)));
     if let Err(error) = written {
-        let is_ours = args.run_dir.is_none() || absent.iter().any(|absent| *absent == run_directory);
+        let is_ours = args.run_dir.is_none() || absent.contains(&run_directory);
         directory::clear_beginning(&run_directory);
         for directory in is_ours.then_some(&run_directory).into_iter().chain(&absent) {
             // One that others have put something into stays.
