@@ -83,17 +83,11 @@ pub fn check_file_name(file: &str) -> Option<String> {
     }
     // Files are `writing` until they are whole.
     let is_taken = FILES_OF_THE_RUN.contains(&file)
+        || FOLDERS_OF_THE_RUN.contains(&file)
         || file.starts_with('.')
         || file.ends_with(".writing")
         || (file.contains("-failed-at-step-") && file.ends_with(".json"));
-    if is_taken {
-        return Some(format!("the run itself uses `{file}` in its directory: choose another name"));
-    }
-    // Nodes have folders of their names.
-    let may_be_a_folder = path.extension().is_none_or(|extension| extension.is_empty());
-    may_be_a_folder.then(|| {
-        format!("expected a name with an ending, such as `{file}.jsonl`, found `{file}`: names without may be those of folders")
-    })
+    is_taken.then(|| format!("the run itself uses `{file}` in its directory: choose another name"))
 }
 
 /// What is wrong with the name of a node that writes into a folder of its name: the run itself may use that folder.
@@ -146,8 +140,7 @@ mod tests {
 
     #[test]
     fn names_that_the_run_itself_uses_are_left_to_it() {
-        for wrong in ["pipeline.yaml", ".lock", "manifest.writing", "learner-failed-at-step-3.json", "model", "model."]
-        {
+        for wrong in ["pipeline.yaml", ".lock", "manifest.writing", "learner-failed-at-step-3.json", "tensorboard"] {
             assert!(check_file_name(wrong).is_some(), "{wrong}");
         }
         assert!(check_folder_name("checkpoints").is_some());

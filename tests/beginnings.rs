@@ -77,7 +77,7 @@ fn threads_are_those_that_a_run_began_with() {
 #[test]
 fn names_that_the_run_itself_uses_are_refused() {
     let here = workplace();
-    for file in ["pipeline.yaml", "manifest.json", "evaluations.json", ".lock", "tensorboard", "model", "checkpoints"] {
+    for file in ["pipeline.yaml", "manifest.json", "evaluations.json", ".lock", "tensorboard", "checkpoints"] {
         let with = format!("op: metrics_sink, with: {{file: {file}}}");
         fs::write(here.path().join("q.yaml"), PIPELINE.replace("op: metrics_sink", &with)).unwrap();
         let (code, said) = sapo_flow(here.path(), &["validate", "q.yaml"]);

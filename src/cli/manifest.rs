@@ -139,7 +139,10 @@ impl Manifest {
     /// A chat template may write the date: that of the run's beginning, for as long as the run goes on.
     fn stop_the_clock(&self) -> anyhow::Result<()> {
         let began = self.processes.first().map(|process| chrono::DateTime::parse_from_rfc3339(&process.started));
-        Ok(began.transpose()?.into_iter().for_each(|began| text::stop_the_clock(began.into())))
+        if let Some(began) = began.transpose()? {
+            text::stop_the_clock(began.into());
+        }
+        Ok(())
     }
 }
 

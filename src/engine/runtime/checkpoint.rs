@@ -228,33 +228,34 @@ impl LoadedCheckpoint {
     /// Check and load the newest checkpoint of a run directory; `None` where there is none.
     ///
     /// # Errors
-    /// When a file is missing, truncated or altered, or the checkpoint is of another pipeline. When none is named as the
-    /// newest, and yet there are some: a run that began anew would drop them. The error names those to choose from.
+    /// When a file is missing, truncated or altered, or the checkpoint is of another pipeline. The error names those to
+    /// choose from instead.
     pub fn latest(run_directory: &Path, graph: &Graph) -> Result<Option<Self>, RunError> {
         let root = run_directory.join(DIRECTORY);
         let pointer = root.join(LATEST);
-        match fs::read_to_string(&pointer) {
-            Ok(name) => match Self::load(&root.join(name.trim()), graph) {
-                Err(RunError::Checkpoint { path, message }) => {
-                    let mut others = seemingly_whole(&root).map_err(|error| failed(&root, error))?;
-                    others.retain(|other| other != name.trim());
-                    let advice = match others.is_empty() {
-                        true => String::new(),
-                        false => format!("; these seem whole: {}", how_to_go_on(&others, &pointer)),
-                    };
-                    Err(failed(&path, message + &advice))
-                }
-                loaded => loaded.map(Some),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let names = seemingly_whole(&root).map_err(|error| failed(&root, error))?;
-                if names.is_empty() {
-                    return Ok(None);
-                }
-                let there = how_to_go_on(&names, &pointer);
-                Err(failed(&pointer, format!("it is missing, but there are complete checkpoints: {there}")))
+        let whole = || seemingly_whole(&root).map_err(|error| failed(&root, error));
+        let name = match fs::read_to_string(&pointer) {
+            Ok(name) => Some(name.trim().to_owned()),
+            // A kill may come after the first checkpoint is in its place, and before its name is in this one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => whole()?.pop(),
+            Err(error) => return Err(failed(&pointer, error)),
+        };
+        let Some(name) = name else { return Ok(None) };
+        match Self::load(&root.join(&name), graph) {
+            Err(RunError::Checkpoint { path, message }) => {
+                let mut others = whole()?;
+                others.retain(|other| *other != name);
+                let advice = match others.is_empty() {
+                    true => String::new(),
+                    false => format!(
+                        "; these seem whole: {}; to go on from one of them, write its name into {}",
+                        others.join(", "),
+                        pointer.display()
+                    ),
+                };
+                Err(failed(&path, message + &advice))
             }
-            Err(error) => Err(failed(&pointer, error)),
+            loaded => loaded.map(Some),
         }
     }
 
@@ -333,11 +334,6 @@ fn seemingly_whole(root: &Path) -> io::Result<Vec<String>> {
     let mut names: Vec<String> = names.filter(is_whole).collect();
     names.sort();
     Ok(names)
-}
-
-/// Checkpoints to choose from, and how.
-fn how_to_go_on(names: &[String], pointer: &Path) -> String {
-    format!("{}; to go on from one of them, write its name into {}", names.join(", "), pointer.display())
 }
 
 /// Remove checkpoints that were never completed.
