@@ -191,7 +191,6 @@ pub fn resume(directory: &Path, graph: &Graph, first_step: u64) -> anyhow::Resul
         }
     }
     manifest.processes.push(Process::this(first_step));
-    manifest.stop_the_clock()?;
     write(directory, &manifest)
 }
 
