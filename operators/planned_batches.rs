@@ -52,7 +52,8 @@ impl PlannedBatches {
         if sample.is_empty() || rows == 0 {
             return PlannedBatches { most, expected: None };
         }
-        let batches = context.steps.unwrap_or(MOST_STEPS) * arrives.rows.map_or(1, |all| all.div_ceil(rows)).max(1);
+        let of_a_step = arrives.rows.map_or(1, |all| all.div_ceil(rows)).max(1);
+        let batches = context.steps.unwrap_or(MOST_STEPS).saturating_mul(of_a_step);
         let draws = Draws::new(context.run.seed, context.node);
         let drawn = |batch: u64| {
             let row = |n| sample[draws.below(batch, n, sample.len())];

@@ -132,7 +132,7 @@ pub fn plan(graph: &Graph) -> Result<Vec<NodePlan>, Vec<String>> {
             let context = PlanContext {
                 node: &node.name,
                 run: &graph.run,
-                steps: graph.run.steps.or_else(|| Some(graph.run.epochs? * per_epoch?)),
+                steps: graph.run.steps.or_else(|| Some(graph.run.epochs?.saturating_mul(per_epoch?))),
                 retained_versions: graph.retained_versions(index),
                 inputs: incoming()
                     .filter_map(|edge| Some((graph.input(edge).name, plans[edge.from_node].as_ref()?)))
