@@ -23,6 +23,16 @@ fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
+/// The run in `out` cannot be resumed, for this reason, and stays as it is.
+#[track_caller]
+fn refused(here: &Workplace, because: &str) {
+    let before = contents(&here.path("out"));
+    let said = here.sapo_flow(&["run", "--resume", "out"]);
+    assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{}", said.stderr);
+    assert!(said.stderr.contains(because), "{}", said.stderr);
+    assert!(contents(&here.path("out")) == before, "something was changed");
+}
+
 #[test]
 fn damaged_checkpoints_are_refused_by_name() {
     let here = Workplace::new();
@@ -30,13 +40,7 @@ fn damaged_checkpoints_are_refused_by_name() {
     let expected = here.run("p.yaml", "out", &["max_staleness=1"]);
     let checkpoint = here.path("out/checkpoints/step-00000015");
 
-    let refused = |because: &str| {
-        let before = contents(&here.path("out"));
-        let said = here.sapo_flow(&["run", "--resume", "out"]);
-        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{}", said.stderr);
-        assert!(said.stderr.contains(because), "{}", said.stderr);
-        assert!(contents(&here.path("out")) == before, "something was changed");
-    };
+    let refused = |because: &str| refused(&here, because);
     let damage = |file: &str, change: &dyn Fn(&mut Vec<u8>), because: &str| {
         let path = checkpoint.join(file);
         let whole = fs::read(&path).unwrap();
@@ -93,13 +97,7 @@ fn a_run_goes_on_from_the_newest_checkpoint_that_is_there_or_names_the_others() 
     here.pipeline("p.yaml", SAPO_ORPO);
     let expected = here.run("p.yaml", "out", &[]);
     let checkpoints = here.path("out/checkpoints");
-    let refused = |because: &str| {
-        let before = contents(&here.path("out"));
-        let said = here.sapo_flow(&["run", "--resume", "out"]);
-        assert_eq!((said.code, said.stdout.as_str()), (Some(1), ""), "{}", said.stderr);
-        assert!(said.stderr.contains(because), "{}", said.stderr);
-        assert!(contents(&here.path("out")) == before, "something was changed");
-    };
+    let refused = |because: &str| refused(&here, because);
     let goes_on_from = |step: u64| {
         let said = here.sapo_flow(&["run", "--resume", "out"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
