@@ -13,7 +13,6 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
     ("render_node", "one timely operator, from ports to schedule: the pieces share everything"),
     ("read", "src/training/gguf/config.rs: a list of keys"),
     ("convert", "src/training/gguf/tokenizer.rs: a list of keys"),
-    ("damaged_checkpoints_are_refused_by_name", "a list of damages"),
     ("saved_models_can_be_used", "one run, looked at from several sides"),
 ];
 
