@@ -187,7 +187,7 @@ impl PreferenceLearnerConfig {
             wrong(if matches!(key, "beta1" | "beta2") { "betas" } else { key }, message.clone());
         }
         if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            wrong("learning_rate", format!("expected a number above 0, found {}", self.learning_rate));
+            wrong("learning_rate", format!("expected a finite number above 0, found {}", self.learning_rate));
         }
         if self.warmup_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
             wrong("warmup_ratio", format!("expected a number from 0 to 1, found {}", self.warmup_ratio.unwrap_or(0.0)));

@@ -144,7 +144,7 @@ impl RewriteSettings {
         expect(self.responses_per_prompt > 0, "responses_per_prompt", "a number above 0", "0".into());
         let (temperature, top_p) = (self.temperature, self.top_p);
         let warm = temperature.is_finite() && temperature > 0.0;
-        expect(warm, "temperature", "a number above 0", temperature.to_string());
+        expect(warm, "temperature", "a finite number above 0", temperature.to_string());
         expect(top_p > 0.0 && top_p <= 1.0, "top_p", "a number above 0 and up to 1", top_p.to_string());
         let less = format!("less than max_length {}", self.max_length);
         let room = self.max_prompt_tokens < self.max_length;

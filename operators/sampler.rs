@@ -192,7 +192,10 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
         let mut issues = config.decoding.issues();
         let temperature = config.temperature;
         if !temperature.is_finite() || temperature <= 0.0 {
-            issues.push(ConfigIssue::new("temperature", format!("expected a number above 0, found {temperature}")));
+            issues.push(ConfigIssue::new(
+                "temperature",
+                format!("expected a finite number above 0, found {temperature}"),
+            ));
         }
         let top_p = config.top_p;
         if !(top_p > 0.0 && top_p <= 1.0) {

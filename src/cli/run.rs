@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use sapo_flow_engine::Graph;
@@ -213,16 +214,24 @@ fn execute(
     Ok((report, summary))
 }
 
-/// Set by Ctrl-C, or a polite kill. A second one ends the process at once.
+/// Set by Ctrl-C, or a polite kill. A second one ends the process at once, but not one within a moment of the first: a
+/// dying parent's threads, or a terminal and a shell, send it twice.
 fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    const MOMENT: Duration = Duration::from_millis(200);
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
+    let mut first: Option<Instant> = None;
     ctrlc::set_handler(move || {
-        if set.swap(true, Ordering::SeqCst) {
+        set.store(true, Ordering::SeqCst);
+        if let Some(first) = first {
+            if first.elapsed() < MOMENT {
+                return;
+            }
             // Safety: ends the process without running anything, the destructors of libtorch least of all, which other
             // threads are using.
             unsafe { libc::_exit(130) }
         }
+        first = Some(Instant::now());
         terminal::message("interrupted: finishing the step and storing a checkpoint; once more to stop at once");
     })
     .context("cannot listen for Ctrl-C")?;

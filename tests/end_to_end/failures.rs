@@ -194,7 +194,7 @@ fn what_no_run_could_do_is_invalid() {
             "device `gpuu`: expected `auto`, `cpu`, `cuda` or `cuda:N`",
         ),
         ("learning_rate: 1e-3", "learning_rate: 1e-3, device: 'cuda:'", "device `cuda:`: expected `auto`"),
-        ("learning_rate: 1e-3", "learning_rate: 0", "expected a number above 0, found 0"),
+        ("learning_rate: 1e-3", "learning_rate: 0", "expected a finite number above 0, found 0"),
         ("{op: metrics_sink, in: learner.metrics}", two, "`learner` and `second` report the same names"),
         (
             "{op: checkpoint, in: learner.weights}",

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -133,6 +135,30 @@ fn an_interrupted_sweep_goes_on_to_the_same_bytes() {
     for run in ["learning_rate=0.001", "learning_rate=0.01"] {
         here.results(&format!("s/{run}")).assert_same(&here.results(&format!("whole/{run}")), run);
     }
+}
+
+#[test]
+fn a_killed_sweep_leaves_no_run_behind() {
+    let here = workplace("sweep: {list: [{learning_rate: 1e-3}]}\n");
+    let mut command = here.command(&["sweep", "p.yaml", "--sweep-dir", "s", "-S", "steps=1000000"]);
+    let mut sweep = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let run = here.path("s/learning_rate=0.001");
+    let until = |done: &dyn Fn() -> bool| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !done() {
+            assert!(Instant::now() < end, "it does not come");
+            sleep(Duration::from_millis(10));
+        }
+    };
+    until(&|| fs::metadata(run.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0));
+    sweep.kill().unwrap();
+    sweep.wait().unwrap();
+    let lock = fs::File::open(run.join(".lock")).unwrap();
+    until(&|| lock.try_lock().is_ok());
+    assert_eq!(
+        read_json(&here, "s/learning_rate=0.001/manifest.json")["processes"][0]["ended"]["outcome"],
+        "interrupted"
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The runs of a sweep as processes of their own, some at a time.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -171,8 +172,15 @@ impl Runner {
         let file = File::create(said).with_context(|| format!("cannot make {}", said.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         // In a group of their own: what the terminal sends on Ctrl-C is passed on, once.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.process_group(0);
+        // Safety: between fork and exec only async-signal-safe functions may be called, and prctl is a system call. A run
+        // whose sweep was killed stores a checkpoint and ends: nobody waits for it, and it would keep cores and device.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGINT) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
         command.spawn().with_context(|| format!("cannot start {}", program.display()))
     }
 

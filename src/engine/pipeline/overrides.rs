@@ -4,7 +4,7 @@ use saphyr_parser::{Event, Parser};
 use serde_yaml::Value;
 
 use super::diagnostic::{Report, Span};
-use super::yaml::{Content, Entry, Yaml};
+use super::yaml::{self, Content, Entry, Yaml};
 
 /// A value for one parameter.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub(crate) fn from_command_line(overrides: &[(String, String)], report: &mut Rep
             }
             Ok(value) => unplaced(value, value_span),
             Err(error) => {
-                report.error(value_span, format!("this is not YAML: {error}"));
+                report.error(value_span, yaml::refusal(&error));
                 Yaml::new(value_span, Content::Invalid)
             }
         };

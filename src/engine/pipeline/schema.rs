@@ -265,11 +265,15 @@ fn alternatives(schema: &Json) -> Option<&[Json]> {
     schema["anyOf"].as_array().or(schema["oneOf"].as_array()).map(Vec::as_slice)
 }
 
-/// The texts that a schema allows, where it lists them.
+/// The texts, numbers and truths that a schema allows, where it lists them.
 fn words(schema: &Json, root: &Json) -> Vec<String> {
     let schema = follow(schema, root);
     let listed = schema["enum"].as_array().into_iter().flatten().chain(Some(&schema["const"]));
-    let own = listed.filter_map(Json::as_str).map(str::to_owned);
+    let own = listed.filter_map(|word| match word {
+        Json::String(text) => Some(text.clone()),
+        Json::Number(_) | Json::Bool(_) => Some(word.to_string()),
+        _ => None,
+    });
     let nested = alternatives(schema).into_iter().flatten().flat_map(|branch| words(branch, root));
     own.chain(nested).collect()
 }

@@ -140,11 +140,10 @@ pub(crate) fn parse(source: usize, report: &mut Report) -> Option<Yaml> {
         Err(_) if report.errors() > before => return None,
         Err(error) => {
             let place = error.location().map_or((1, 1), |place| (place.line(), place.column()));
-            let message = error.to_string();
-            let message = message.split(" at line ").next().unwrap_or(&message);
+            let message = refusal(&error);
             let span = Span { source, line: place.0, column: place.1, width: 1 };
             let text = text.lines().nth(span.line.saturating_sub(1)).unwrap_or_default();
-            let diagnostic = report.error(span, format!("this is not YAML: {message}"));
+            let diagnostic = report.error(span, message);
             if text.contains("${") {
                 diagnostic.help("within `{ }` and `[ ]`, references need quotes: \"${name}\"");
             }
@@ -157,6 +156,17 @@ pub(crate) fn parse(source: usize, report: &mut Report) -> Option<Yaml> {
             report.error(span, format!("this is not YAML: {message}"));
             None
         }
+    }
+}
+
+/// What serde_yaml refuses, without the place, which is told otherwise.
+pub(crate) fn refusal(error: &serde_yaml::Error) -> String {
+    let message = error.to_string();
+    let message = message.split(" at line ").next().unwrap_or(&message);
+    // Integers are read as 128 bits where they do not fit 64, and then there is no value for them.
+    match message.split_once("invalid type: integer `").and_then(|(_, rest)| rest.split_once('`')) {
+        Some((number, _)) => format!("the integer {number} has more than 64 bits; with a point it is a number"),
+        None => format!("this is not YAML: {message}"),
     }
 }
 

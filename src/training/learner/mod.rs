@@ -343,7 +343,7 @@ fn check_kinds(parameters: &ParameterSet) -> Result<()> {
 fn check_positive(name: &str, value: Option<f64>) -> Result<()> {
     match value {
         Some(value) if !(value.is_finite() && value > 0.0) => {
-            Err(Error::Argument(format!("{name}: expected a number above 0, found {value}")))
+            Err(Error::Argument(format!("{name}: expected a finite number above 0, found {value}")))
         }
         _ => Ok(()),
     }

@@ -13,9 +13,14 @@ use std::io;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+/// Instructions that one rendering may take, about a second: a thousand turns that a template compares with each other
+/// take half of it. Loops in loops over a large `range` would otherwise take years.
+const MOST_INSTRUCTIONS: u64 = 20_000_000;
+
 /// An environment that renders templates the way transformers does.
 pub fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(MOST_INSTRUCTIONS));
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -35,6 +40,9 @@ pub fn environment() -> Environment<'static> {
 
 /// What a template reported, as this crate's error. A `raise_exception` gives its own message and nothing else.
 pub fn error(error: minijinja::Error) -> Error {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return Error::Template(format!("it does not end within {MOST_INSTRUCTIONS} instructions"));
+    }
     let mut cause: Option<&dyn std::error::Error> = Some(&error);
     while let Some(current) = cause {
         if let Some(Raised(message)) = current.downcast_ref() {

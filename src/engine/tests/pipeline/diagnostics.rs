@@ -290,6 +290,10 @@ fn broken_yaml_is_located() {
         complaints("version: 1\nrun: {steps: 1\nnodes: x\n"),
         ["3:6 this is not YAML: did not find expected ',' or '}'"]
     );
+    let refused = complaints("version: 1\nrun: {steps: 36893488147419103232}\nnodes: {}\n");
+    assert_eq!(refused.len(), 1);
+    let expected = "the integer 36893488147419103232 has more than 64 bits; with a point it is a number";
+    assert!(refused[0].ends_with(expected), "{refused:?}");
     assert_eq!(
         complaints("version: 1\nrun: {steps: 1, steps: 2}\nversion: 1\n"),
         ["2:17 the key `steps` is given twice", "3:1 the key `version` is given twice"]

@@ -51,7 +51,7 @@ fn theta(config: &Fields, mappings: &[(&str, Option<&Map<String, Value>>)]) -> R
         let name = format!("{prefix}rope_theta");
         let Some(theta) = fields.optional::<f64>("rope_theta")? else { continue };
         if theta <= 0.0 || !(theta as f32).is_finite() {
-            return Err(config.error(&name, format!("expected a number above 0, found {theta:?}")));
+            return Err(config.error(&name, format!("expected a number above 0, within float32, found {theta:?}")));
         }
         match &found {
             Some((other, known)) if *known != theta => {
@@ -68,7 +68,7 @@ fn theta(config: &Fields, mappings: &[(&str, Option<&Map<String, Value>>)]) -> R
 fn positive(fields: &Fields, key: &str) -> Result<Option<f64>> {
     let value: Option<f64> = fields.optional(key)?;
     match value.filter(|value| *value <= 0.0 || !(*value as f32).is_finite()) {
-        Some(wrong) => Err(fields.error(key, format!("expected a number above 0, found {wrong:?}"))),
+        Some(wrong) => Err(fields.error(key, format!("expected a number above 0, within float32, found {wrong:?}"))),
         None => Ok(value),
     }
 }
@@ -158,7 +158,7 @@ fn longrope(fields: &Fields, original: f64, head_dim: i64, max_position_embeddin
             return Err(fields.error(key, format!("expected {} numbers, found {}", head_dim / 2, factors.len())));
         }
         match factors.iter().find(|factor| **factor <= 0.0 || !factor.is_finite()) {
-            Some(wrong) => Err(fields.error(key, format!("expected numbers above 0, found {wrong:?}"))),
+            Some(wrong) => Err(fields.error(key, format!("expected numbers above 0, within float32, found {wrong:?}"))),
             None => Ok(factors),
         }
     };

@@ -169,6 +169,9 @@ fn unusable_conversations_say_why() {
     assert_eq!(error_of(&tokenizer, &silent, &turns(&["a", "b"])), "the answer is empty");
     let strict = template("{{ raise_exception('roles must alternate') }}");
     assert_eq!(error_of(&tokenizer, &strict, &turns(&["a", "b"])), "chat template: roles must alternate");
+    let endless = template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
+    let expected = "chat template: it does not end within 20000000 instructions";
+    assert_eq!(error_of(&tokenizer, &endless, &turns(&["a", "b"])), expected);
     let fickle = template("{{ messages | length }}{{ messages[0].content }}");
     let message = error_of(&tokenizer, &fickle, &turns(&["a", "b"]));
     assert!(message.contains("the prompt goes on with \"1a\", the conversation with \"2a\""), "{message}");

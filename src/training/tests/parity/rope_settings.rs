@@ -57,16 +57,25 @@ fn what_would_be_ignored_is_refused() {
         (json!({"rope_scaling": "linear"}), "`rope_scaling`: expected a mapping or null, found \"linear\""),
         (json!({"rope_parameters": [2]}), "`rope_parameters`: expected a mapping or null, found [2]"),
         (json!({"rope_scaling": {"factor": 2.0}}), "`rope_scaling`: expected a `rope_type`, found only factor"),
-        (json!({"rope_scaling": {"type": "linear", "factor": 0.0}}), "`factor`: expected a number above 0, found 0.0"),
-        (json!({"rope_scaling": {"type": "dynamic", "factor": -2}}), "`factor`: expected a number above 0, found -2.0"),
-        (json!({"rope_scaling": {"type": "yarn", "factor": 1e39}}), "`factor`: expected a number above 0, found 1e39"),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 0.0}}),
+            "`factor`: expected a number above 0, within float32, found 0.0",
+        ),
+        (
+            json!({"rope_scaling": {"type": "dynamic", "factor": -2}}),
+            "`factor`: expected a number above 0, within float32, found -2.0",
+        ),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 1e39}}),
+            "`factor`: expected a number above 0, within float32, found 1e39",
+        ),
         (llama3(4.0, 4.0), "`high_freq_factor`: expected more than low_freq_factor, 4.0, found 4.0"),
-        (llama3(0.0, 4.0), "`low_freq_factor`: expected a number above 0, found 0.0"),
+        (llama3(0.0, 4.0), "`low_freq_factor`: expected a number above 0, within float32, found 0.0"),
         (
             json!({"rope_theta": 100.0, "rope_parameters": {"rope_theta": 500.0}}),
             "`rope_parameters.rope_theta`: expected 100.0 as in `rope_theta`, found 500.0",
         ),
-        (json!({"rope_theta": 1e39}), "`rope_theta`: expected a number above 0, found 1e39"),
+        (json!({"rope_theta": 1e39}), "`rope_theta`: expected a number above 0, within float32, found 1e39"),
     ] {
         let message = rope(&keys).expect_err(&keys.to_string());
         assert!(message.contains("config.json: ") && message.contains(expected), "{message}");
