@@ -11,7 +11,7 @@ use sapo_flow_engine::operator::{ConfigIssue, Connections, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
-use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings};
+use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, Passes};
 use sapo_flow_training::memory::{Shape, TrainingStep};
 use sapo_flow_training::model::{self, Model, SourceFiles};
 use sapo_flow_training::objectives::Objective;
@@ -71,9 +71,9 @@ impl PreferenceLearner {
         let needs = self.settings.objective.needs();
         batches.iter().flat_map(|batch| &batch.pairs).try_for_each(|pair| check_values(pair, needs))?;
         let examples: Vec<Example> = batches.iter().flat_map(|batch| examples(batch, step)).collect();
-        let most = batches.iter().map(|batch| batch.pairs.len()).max().unwrap_or(0);
+        let passes = Passes::Sizes(batches.iter().map(|batch| batch.pairs.len()).collect());
         let began = Instant::now();
-        let values = match self.learner()?.step(step, &examples, most) {
+        let values = match self.learner()?.step(step, &examples, passes) {
             Ok(values) => values,
             Err(error @ Error::NonFinite { .. }) => {
                 let failed = FailedUpdate { node: &self.node, step, model: &self.model, batches };

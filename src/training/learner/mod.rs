@@ -21,6 +21,7 @@ mod frozen;
 mod layout;
 mod numbers;
 mod pass;
+mod passes;
 mod release;
 mod report;
 mod scoring;
@@ -36,6 +37,7 @@ use tch::{Kind, Tensor};
 
 pub use example::Example;
 pub use layout::LayoutKind;
+pub use passes::Passes;
 pub use scoring::{ExampleScore, ResponseScore, reference_logps, score};
 
 use crate::logps::Head;
@@ -140,16 +142,16 @@ impl Learner {
         self.optimizer.steps()
     }
 
-    /// One update, with `micro_batch_size` examples in a forward and backward pass. That number changes memory and speed,
-    /// not the update. `step` is where the schedule of the learning rate stands: steps of a run that come without examples
-    /// count, too.
-    pub fn step(&mut self, step: u64, examples: &[Example], micro_batch_size: usize) -> Result<StepMetrics> {
+    /// One update from all examples, by these forward and backward passes. `step` is where the schedule of the learning rate
+    /// stands: steps of a run that come without examples count, too.
+    pub fn step(&mut self, step: u64, examples: &[Example], passes: impl Into<Passes>) -> Result<StepMetrics> {
         self.check(examples)?;
         let totals = Totals::of(examples, self.settings.objective.needs());
+        let parts = passes.into().divide(examples);
         let learning_rate = self.settings.learning_rate * self.settings.schedule.multiplier(step);
         let (mut metrics, state) = match self.settings.release_gradients {
-            true => self.update_by_layers(step, examples, &totals, micro_batch_size, learning_rate)?,
-            false => self.update_at_once(step, examples, &totals, micro_batch_size, learning_rate)?,
+            true => self.update_by_layers(step, &parts, &totals, learning_rate)?,
+            false => self.update_at_once(step, &parts, &totals, learning_rate)?,
         };
         self.tokens_seen += totals.input_tokens;
         self.objective_state.extend(state);
@@ -162,14 +164,13 @@ impl Learner {
     fn update_at_once(
         &mut self,
         step: u64,
-        examples: &[Example],
+        parts: &[&[Example]],
         totals: &Totals,
-        micro_batch_size: usize,
         learning_rate: f64,
     ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
-        let (gradients, outcomes) = self.gradients(examples, totals, micro_batch_size)?;
+        let (gradients, outcomes) = self.gradients(parts, totals)?;
         let metrics = read_metrics(&outcomes, Some(&global_norm(&gradients)?))?;
-        let state = check_finite(step, examples, &outcomes, &metrics)?;
+        let state = check_finite(step, parts, &outcomes, &metrics)?;
         let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
         self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
         Ok((metrics, state))
@@ -181,11 +182,11 @@ impl Learner {
     pub fn loss_gradients(
         &self,
         examples: &[Example],
-        micro_batch_size: usize,
+        passes: impl Into<Passes>,
     ) -> Result<(StepMetrics, Vec<(String, Tensor)>)> {
         self.check(examples)?;
         let totals = Totals::of(examples, self.settings.objective.needs());
-        let (gradients, outcomes) = self.gradients(examples, &totals, micro_batch_size)?;
+        let (gradients, outcomes) = self.gradients(&passes.into().divide(examples), &totals)?;
         let metrics = read_metrics(&outcomes, Some(&global_norm(&gradients)?))?;
         let names = trained(&self.parameters, &self.frozen).into_iter().map(|(name, _)| name);
         Ok((metrics, names.zip(gradients).collect()))
@@ -203,17 +204,11 @@ impl Learner {
     }
 
     /// The gradients of the parameters that are trained, and what each part of the batch reports.
-    fn gradients(
-        &self,
-        examples: &[Example],
-        totals: &Totals,
-        micro_batch_size: usize,
-    ) -> Result<(Vec<Tensor>, Vec<Outcome>)> {
+    fn gradients(&self, parts: &[&[Example]], totals: &Totals) -> Result<(Vec<Tensor>, Vec<Outcome>)> {
         let leaves = self.leaves()?;
         let head = Head::new(&self.decoder, &leaves, &self.settings.compute)?;
         let mut head_gradient = head_gradient(&self.decoder, &leaves)?;
         let pass = pass(&self.decoder, &self.settings, &self.objective_state, &leaves, &head, totals);
-        let parts: Vec<&[Example]> = examples.chunks(micro_batch_size.max(1)).collect();
         let mut sums = Sums::of(&leaves, parts.len());
         let mut run = |part: &[Example], known: Option<&Tensor>| {
             let outcome = pass.run(part, head_gradient.as_mut(), known)?;
@@ -221,7 +216,7 @@ impl Learner {
             Ok(outcome)
         };
         let outcomes = match self.settings.objective.needs().whole_step && parts.len() > 1 {
-            true => pass.run_together(&parts, run)?,
+            true => pass.run_together(parts, run)?,
             false => parts.iter().map(|part| run(part, None)).collect::<Result<Vec<_>>>()?,
         };
         let mut gradients = Vec::with_capacity(leaves.len());

@@ -20,12 +20,11 @@ impl Learner {
     pub(super) fn update_by_layers(
         &mut self,
         step: u64,
-        examples: &[Example],
+        parts: &[&[Example]],
         totals: &Totals,
-        micro_batch_size: usize,
         learning_rate: f64,
     ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
-        check_one_pass(examples.len(), micro_batch_size)?;
+        let examples = the_only(parts)?;
         let leaves = self.leaves()?;
         let head = Head::new(&self.decoder, &leaves, &self.settings.compute)?;
         let mut of_head = head_gradient(&self.decoder, &leaves)?;
@@ -35,7 +34,7 @@ impl Learner {
         let (hidden, tape) = pass.decoder.hidden_states_checkpointed(&leaves, &layout.input, &pass.compute)?;
         let (outcome, gradient) = pass.loss(&hidden, &layout, examples, of_head.as_mut(), None)?;
         let outcomes = vec![outcome];
-        check_finite(step, examples, &outcomes, &read_metrics(&outcomes, None)?)?;
+        check_finite(step, parts, &outcomes, &read_metrics(&outcomes, None)?)?;
 
         let places: HashMap<&str, usize> =
             trained.iter().enumerate().map(|(index, (name, _))| (name.as_str(), index)).collect();
@@ -66,18 +65,20 @@ impl Learner {
             release(gradients)
         })?;
         let metrics = read_metrics(&outcomes, Some(&joined_norm(&norms)?))?;
-        let state = check_finite(step, examples, &outcomes, &metrics)?;
+        let state = check_finite(step, parts, &outcomes, &metrics)?;
         Ok((metrics, state))
     }
 }
 
-fn check_one_pass(examples: usize, micro_batch_size: usize) -> Result<()> {
-    match examples.div_ceil(micro_batch_size.max(1)) {
-        0 | 1 => Ok(()),
-        passes => Err(Error::Argument(format!(
-            "release_gradients: expected a step's examples in one forward and backward pass, found {passes} passes for \
-             {examples} examples of which {micro_batch_size} go together; the gradients of one pass cannot be released \
-             while others add to them: make batches larger, or turn it off"
+fn the_only<'e>(parts: &[&'e [Example]]) -> Result<&'e [Example]> {
+    match parts {
+        [part] => Ok(part),
+        _ => Err(Error::Argument(format!(
+            "release_gradients: expected a step's examples in one forward and backward pass, found {} passes of {:?} \
+             examples; the gradients of one pass cannot be released while others add to them: make batches larger, or turn \
+             it off",
+            parts.len(),
+            parts.iter().map(|part| part.len()).collect::<Vec<_>>()
         ))),
     }
 }

@@ -9,12 +9,12 @@ use crate::{Error, Result};
 /// Refuses numbers that are not finite; what the objective carries into the next step.
 pub(super) fn check_finite(
     step: u64,
-    examples: &[Example],
+    parts: &[&[Example]],
     outcomes: &[Outcome],
     metrics: &StepMetrics,
 ) -> Result<Vec<(String, f64)>> {
     if let Some(what) = not_finite(metrics) {
-        return Err(Error::NonFinite { step, what, examples: blamed(examples, outcomes)? });
+        return Err(Error::NonFinite { step, what, examples: blamed(parts, outcomes)? });
     }
     let state = read_state(outcomes)?;
     match state.iter().find(|(_, value)| !value.is_finite()) {
@@ -55,11 +55,11 @@ fn not_finite(metrics: &StepMetrics) -> Option<&'static str> {
 }
 
 /// Labels of the examples whose own loss is not finite; of all where there is none.
-fn blamed(examples: &[Example], outcomes: &[Outcome]) -> Result<Vec<String>> {
+fn blamed(parts: &[&[Example]], outcomes: &[Outcome]) -> Result<Vec<String>> {
     let blame: Vec<&Tensor> = outcomes.iter().map(|outcome| &outcome.blame).collect();
     let blame = Vec::<f32>::try_from(Tensor::f_cat(&blame, 0)?.f_to_device(Device::Cpu)?)?;
     let labels = |guilty: &dyn Fn(f32) -> bool| -> Vec<String> {
-        let chosen = examples.iter().zip(&blame).filter(|(_, blame)| guilty(**blame));
+        let chosen = parts.iter().copied().flatten().zip(&blame).filter(|(_, blame)| guilty(**blame));
         chosen.map(|(example, _)| example.label.clone()).collect()
     };
     let guilty = labels(&|blame| !blame.is_finite());

@@ -74,7 +74,7 @@ fn what_cannot_be_released_is_refused() {
     let mut learner = Learner::new(decoder, parameters, released).unwrap();
     let mut examples = examples(&directory);
     let error = learner.step(0, &examples, 1).unwrap_err().to_string();
-    assert!(error.contains("found 2 passes for 2 examples"), "{error}");
+    assert!(error.contains("found 2 passes of [1, 1] examples"), "{error}");
     // A loss that is not finite is found before any weight has changed.
     examples[1].reference = Some((-2e38, 2e38));
     let error = learner.step(0, &examples, 2).unwrap_err();
