@@ -11,7 +11,7 @@ use sapo_flow_engine::runtime::event::{Completion, Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, generate};
-use sapo_flow_training::learner::{Example, score};
+use sapo_flow_training::learner::{Example, ExampleScore, score};
 use sapo_flow_training::model::Compute;
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
@@ -147,22 +147,27 @@ impl Evaluator {
     fn evaluate(&mut self, weights: &Weights) -> Result<Metrics, OperatorError> {
         let began = Instant::now();
         let weights = shared(weights)?;
-        let mut pairs = Vec::with_capacity(self.rows.len());
+        let mut pairs: Vec<Rewritten> = Vec::with_capacity(self.rows.len());
         for (batch, rows) in self.rows.chunks(self.config.batch_size).enumerate() {
             // The draws depend on the rows only, so that evaluations differ by the model alone.
             pairs.extend(rewrite(&weights, rows, &self.rewriting, &self.random, batch as u64, &self.compute)?);
         }
-        let own = self.score(&weights, &pairs)?;
+        let scores = self.score(&weights, pairs.iter().map(|pair| (pair, &pair.answer, Some(&pair.rejected))))?;
+        let own = Sums::of(&scores);
         let mut metrics = Metrics::default();
         metrics.values.extend([("eval_nll".into(), own.nll()), ("eval_own_accuracy".into(), own.accuracy())]);
         metrics.values.insert("eval_own_margin".into(), own.margin());
         let against_first = match &self.first {
             None => own,
             Some(first) => {
-                for (pair, rejected) in pairs.iter_mut().zip(&first.rejected) {
-                    pair.rejected.clone_from(rejected);
-                }
-                self.score(&weights, &pairs)?
+                // What the held-out answers themselves are worth to these weights is known by now.
+                let rejected = pairs.iter().zip(&first.rejected).map(|(pair, rejected)| (pair, rejected, None));
+                let rejected = self.score(&weights, rejected)?;
+                let against = |(own, first): (&ExampleScore, ExampleScore)| ExampleScore {
+                    chosen: own.chosen,
+                    rejected: Some(first.chosen),
+                };
+                Sums::of(&scores.iter().zip(rejected).map(against).collect::<Vec<_>>())
             }
         };
         metrics.values.insert("eval_accuracy".into(), against_first.accuracy());
@@ -183,22 +188,22 @@ impl Evaluator {
         self.events.send(Event::Evaluation { node, version, metrics, shown: shown.to_vec() });
     }
 
-    fn score(&self, weights: &SharedWeights, pairs: &[Rewritten]) -> Result<Sums, OperatorError> {
-        let examples: Vec<Example> = pairs
-            .iter()
-            .map(|pair| Example {
-                prompt_ids: pair.prompt.clone(),
-                chosen_ids: pair.answer.clone(),
-                rejected_ids: Some(pair.rejected.clone()),
-                label: format!("held-out row {}", pair.row),
+    /// The log-probabilities of responses to the rows' prompts, one or two for each.
+    fn score<'p>(
+        &self,
+        weights: &SharedWeights,
+        rows: impl Iterator<Item = (&'p Rewritten, &'p Vec<TokenId>, Option<&'p Vec<TokenId>>)>,
+    ) -> Result<Vec<ExampleScore>, OperatorError> {
+        let examples: Vec<Example> = rows
+            .map(|(row, response, other)| Example {
+                prompt_ids: row.prompt.clone(),
+                chosen_ids: response.clone(),
+                rejected_ids: other.cloned(),
+                label: format!("held-out row {}", row.row),
                 ..Example::default()
             })
             .collect();
-        let (decoder, parameters) = (&weights.decoder, &weights.parameters);
-        let mut sums = Sums::default();
-        let scores = score(decoder, parameters, &examples, &self.compute, self.config.batch_size)?;
-        scores.iter().for_each(|score| sums.add(score));
-        Ok(sums)
+        Ok(score(&weights.decoder, &weights.parameters, &examples, &self.compute, self.config.batch_size)?)
     }
 
     /// Greedy answers to the first rows' prompts.

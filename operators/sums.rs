@@ -13,6 +13,13 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// Of so many rows.
+    pub fn of(scores: &[ExampleScore]) -> Self {
+        let mut sums = Sums::default();
+        scores.iter().for_each(|score| sums.add(score));
+        sums
+    }
+
     /// Count one row's responses; rows without a rejected one do not count.
     pub fn add(&mut self, score: &ExampleScore) {
         let Some(rejected) = score.rejected else { return };
