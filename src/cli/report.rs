@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sapo_flow_engine::Metrics;
+use sapo_flow_engine::number::by_name;
 use sapo_flow_engine::runtime::RunReport;
 use sapo_flow_engine::runtime::event::Completion;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,7 @@ pub struct Evaluation {
 struct Stored {
     node: String,
     version: u64,
+    #[serde(with = "by_name")]
     values: BTreeMap<String, f64>,
     #[serde(default)]
     shown: Vec<Completion>,

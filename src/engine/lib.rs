@@ -19,6 +19,7 @@ pub mod docs;
 mod draw;
 pub mod graph;
 mod issue;
+pub mod number;
 pub mod operator;
 pub mod pipeline;
 pub mod plan;

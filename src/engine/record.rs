@@ -298,6 +298,7 @@ impl fmt::Debug for Weights {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Values by name, such as `rewards/margins`; units in the operator's docs.
+    #[serde(with = "crate::number::by_name")]
     pub values: BTreeMap<String, f64>,
 }
 

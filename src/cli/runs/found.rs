@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use serde::Serialize;
+use sapo_flow_engine::number::Number;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cli::directory::{EVALUATIONS, PIPELINE};
@@ -225,14 +226,12 @@ fn last_metrics(path: &Path) -> anyhow::Result<(Option<u64>, BTreeMap<String, f6
         let values: serde_json::Map<String, Value> =
             serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))?;
         for (name, value) in values {
-            match (name.as_str(), value.as_u64(), value.as_f64()) {
-                ("step", Some(step), _) => last_step = Some(step),
-                (_, _, Some(value)) => {
-                    metrics.insert(name, value);
-                }
-                // Not-a-number is written as null.
+            match (name.as_str(), value.as_u64()) {
+                ("step", Some(step)) => last_step = Some(step),
                 _ => {
-                    metrics.insert(name, f64::NAN);
+                    let Number(value) = serde_json::from_value(value)
+                        .with_context(|| format!("{}:{}: `{name}`", path.display(), index + 1))?;
+                    metrics.insert(name, value);
                 }
             }
         }
@@ -250,7 +249,8 @@ fn evaluations(path: &Path) -> anyhow::Result<BTreeMap<String, f64>> {
             let version = evaluation["version"].as_u64().unwrap_or(0);
             let node = evaluation["node"].as_str().unwrap_or_default().to_owned();
             let values = evaluation["values"].as_object().into_iter().flatten();
-            let values = values.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect();
+            let number = |value: &Value| Number::deserialize(value).ok();
+            let values = values.filter_map(|(name, value)| Some((name.clone(), number(value)?.0))).collect();
             if newest.get(&node).is_none_or(|(other, _)| *other <= version) {
                 newest.insert(node, (version, values));
             }
