@@ -51,7 +51,9 @@ fn steps(graph: &Graph, plans: &[NodePlan]) -> String {
     match (graph.run.steps, graph.run.epochs, per_epoch) {
         (Some(steps), _, Some(per_epoch)) => format!("{steps} (an epoch has {per_epoch})"),
         (Some(steps), _, None) => steps.to_string(),
-        (None, Some(epochs), Some(per_epoch)) => format!("{} ({epochs} x {per_epoch})", epochs * per_epoch),
+        (None, Some(epochs), Some(per_epoch)) => {
+            format!("{} ({epochs} x {per_epoch})", epochs.saturating_mul(per_epoch))
+        }
         (None, epochs, None) => format!("{} epochs of unknown length", epochs.unwrap_or_default()),
         (None, None, Some(_)) => "unknown".to_owned(),
     }

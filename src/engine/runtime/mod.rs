@@ -272,7 +272,7 @@ fn threads(graph: &Graph) -> usize {
 fn count_steps(graph: &Graph, steps_per_epoch: Option<u64>) -> Result<u64, RunError> {
     match (graph.run.steps, steps_per_epoch) {
         (Some(steps), _) => Ok(steps),
-        (None, Some(per_epoch)) => Ok(per_epoch * graph.run.epochs.unwrap_or(1)),
+        (None, Some(per_epoch)) => Ok(per_epoch.saturating_mul(graph.run.epochs.unwrap_or(1))),
         (None, None) => Err(RunError::EndlessRun),
     }
 }

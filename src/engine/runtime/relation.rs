@@ -147,14 +147,17 @@ impl Collector {
 
     /// An element's coming or going, and the undoing of it when its time is up.
     fn updates(&self, step: u64, element: Element, diff: isize) -> impl Iterator<Item = Update<Element>> + use<> {
-        let end = self.stays.map(|steps| (element.clone(), step.max(element.arrival.step + steps), -diff));
+        let end =
+            self.stays.map(|steps| (element.clone(), step.max(element.arrival.step.saturating_add(steps)), -diff));
         std::iter::once((element, step, diff)).chain(end)
     }
 
     /// Drop what has left the collection in the meantime.
     fn forget_expired(&mut self, step: u64) {
         let Some(stays) = self.stays else { return };
-        while let Some((arrival, _)) = self.present.first_key_value().filter(|(at, _)| at.step + stays <= step) {
+        while let Some((arrival, _)) =
+            self.present.first_key_value().filter(|(at, _)| at.step.saturating_add(stays) <= step)
+        {
             let arrival = *arrival;
             if let Some(record) = self.present.remove(&arrival) {
                 self.index(arrival, &record, |arrivals| arrivals.remove(&arrival));
