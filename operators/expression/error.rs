@@ -50,6 +50,15 @@ impl ExpressionError {
         ExpressionError { message, help, line, column }
     }
 
+    /// At a byte of the text.
+    pub(super) fn at_byte(text: &str, byte: usize, message: String, help: Option<String>) -> Self {
+        let (line, start) = text[..byte]
+            .match_indices('\n')
+            .last()
+            .map_or((1, 0), |(at, _)| (1 + text[..byte].matches('\n').count(), at + 1));
+        ExpressionError { message, help, line, column: 1 + text[start..byte].chars().count() }
+    }
+
     /// What went wrong in an evaluation; `functions` are the names that may have been meant where one is unknown.
     pub fn of<'a>(error: &EvalAltResult, functions: impl IntoIterator<Item = &'a str>) -> Self {
         let inner = error.unwrap_inner();

@@ -14,6 +14,7 @@ mod error;
 pub mod evaluation;
 pub mod functions;
 mod numbers;
+mod powers;
 pub mod records;
 
 pub use error::{ExpressionError, with_article};
@@ -94,6 +95,11 @@ impl Expression {
         if text.len() > MAX_EXPRESSION_BYTES {
             let message = format!("an expression has at most {MAX_EXPRESSION_BYTES} bytes, found {}", text.len());
             return Err(ExpressionError::whole(message));
+        }
+        if let Some(sign) = powers::negated(text) {
+            let message = "a sign goes before a power here, unlike in Python".to_owned();
+            let help = "write -(a ** b), or (-a) ** b".to_owned();
+            return Err(ExpressionError::at_byte(text, sign, message, Some(help)));
         }
         let names: Vec<&str> = names.into_iter().collect();
         let mut scope = Scope::new();

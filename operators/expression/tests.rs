@@ -28,8 +28,7 @@ fn numbers_are_what_formulas_mean() {
         ("2 ** -1", 0.5),
         ("2 ** 0.5 * 2 ** 0.5", 2.0),
         ("-(score ** 2)", -9.0),
-        // A sign binds closer than a power, unlike in Python.
-        ("-score ** 2", 9.0),
+        ("(-score) ** 2", 9.0),
         ("log(exp(2))", 2.0),
         ("sqrt(16) + abs(-1)", 5.0),
         ("max(score, 4) - min(1, 2.5)", 3.0),
@@ -56,6 +55,10 @@ fn mistakes_say_where() {
         ("score * \"a\"", "`*` does not work on (number, text)"),
         ("if false { nothing } else { 1 }", "unknown name `nothing`"),
         ("1 +", "Script is incomplete"),
+        (
+            "1 +\n  -score ** 2",
+            "at line 2, column 3: a sign goes before a power here, unlike in Python (write -(a ** b), or (-a) ** b)",
+        ),
     ] {
         let error = value(text).expect_err(text);
         assert!(error.contains(expected), "{text}: {error}");

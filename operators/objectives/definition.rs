@@ -75,11 +75,16 @@ impl Definition {
             return Err(format!("there is no definition `{name}` to use{}", help.unwrap_or_default()));
         };
         let base = base.whole()?;
+        let own_params = self.params.into_iter().map(|(name, param)| {
+            let param = param.within(base.params.get(&name), &name)?;
+            Ok((name, param))
+        });
+        let own_params: IndexMap<String, Param> = own_params.collect::<Result<_, String>>()?;
         let description = if self.description.is_empty() { base.description } else { self.description };
         Ok(Definition {
             description,
             uses: None,
-            params: joined(base.params, self.params),
+            params: joined(base.params, own_params),
             named: joined(base.named, self.named),
             formula: self.formula.or(base.formula),
             pair_weight: self.pair_weight.or(base.pair_weight),
@@ -126,6 +131,22 @@ fn joined<T>(mut base: IndexMap<String, T>, own: IndexMap<String, T>) -> IndexMa
 }
 
 impl Param {
+    /// As a new default of a param that there is already: with its bounds, choices and description, where it has none itself.
+    ///
+    /// # Errors
+    /// When the default is beyond these.
+    fn within(mut self, base: Option<&Param>, name: &str) -> Result<Param, String> {
+        let has_bounds = self.min.or(self.max).or(self.above).or(self.below).is_some() || !self.choices.is_empty();
+        let Some(base) = base.filter(|_| !has_bounds) else { return Ok(self) };
+        (self.min, self.max, self.above, self.below) = (base.min, base.max, base.above, base.below);
+        self.choices.clone_from(&base.choices);
+        if self.description.is_empty() {
+            self.description.clone_from(&base.description);
+        }
+        let _: Dynamic = self.value(None).map_err(|message| format!("`{name}`: {message}"))?;
+        Ok(self)
+    }
+
     /// The value that holds where `given` is set, for expressions.
     ///
     /// # Errors

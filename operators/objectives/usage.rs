@@ -176,6 +176,12 @@ fn mistakes_in_definitions_are_named() {
             "objective.let.more",
             "`more` has no effect",
         ),
+        // A new default is within the bounds that there are, unless it brings its own.
+        (
+            "{use: log_ratios, params: {beta: -1}, formula: softplus(-beta * margin)}",
+            "objective.use",
+            "`beta`: expected a number above 0, found -1",
+        ),
         ("{use: dpo, let: {spare: beta * margin}}", "objective.let.spare", "`spare` has no effect"),
         ("{formula: chosen_logps, params: {chosen_len: 1}}", "objective.params.chosen_len", "a number of every pair"),
         ("{formula: x * chosen_logps, let: {x: '1'}, params: {x: 1}}", "objective.let.x", "twice in use"),
@@ -233,6 +239,7 @@ fn a_definition_can_stand_in_a_file() {
 #[test]
 fn names_that_a_used_definition_reads_are_in_use() {
     compile("{use: dpo, let: {margin: d_chosen}}");
+    compile("{use: log_ratios, params: {beta: {default: -1, min: -2}}, formula: softplus(-beta * margin)}");
     compile(
         "{formula: -chosen_logps * scale, params: {far: 2}, let: {scale: 'if far == 1 { other } else { 1 }', other: far}}",
     );
