@@ -160,18 +160,18 @@ impl Evaluator {
         let against_first = match &self.first {
             None => own,
             Some(first) => {
-                // What the held-out answers themselves are worth to these weights is known by now.
-                let rejected = pairs.iter().zip(&first.rejected).map(|(pair, rejected)| (pair, rejected, None));
-                let rejected = self.score(&weights, rejected)?;
-                let against = |(own, first): (&ExampleScore, ExampleScore)| ExampleScore {
-                    chosen: own.chosen,
-                    rejected: Some(first.chosen),
-                };
-                Sums::of(&scores.iter().zip(rejected).map(against).collect::<Vec<_>>())
+                let rejected = first.rejected.iter().map(Some);
+                self.against(&weights, &pairs, &scores, rejected)?
             }
         };
         metrics.values.insert("eval_accuracy".into(), against_first.accuracy());
         metrics.values.insert("eval_margin".into(), against_first.margin());
+        if self.rows.iter().any(|row| row.rejected_ids.is_some()) {
+            let given = self.rows.iter().map(|row| row.rejected_ids.as_ref());
+            let given = self.against(&weights, &pairs, &scores, given)?;
+            metrics.values.insert("eval_given_accuracy".into(), given.accuracy());
+            metrics.values.insert("eval_given_margin".into(), given.margin());
+        }
         let shown = self.completions(&weights)?;
         self.tell(weights.version, &metrics, &shown);
         if self.first.is_none() {
@@ -186,6 +186,25 @@ impl Evaluator {
     fn tell(&self, version: u64, metrics: &Metrics, shown: &[Completion]) {
         let (node, metrics) = (self.node.clone(), Arc::new(metrics.clone()));
         self.events.send(Event::Evaluation { node, version, metrics, shown: shown.to_vec() });
+    }
+
+    /// The held-out answers, whose log-probabilities are known, against other responses where there are any.
+    fn against<'p>(
+        &self,
+        weights: &SharedWeights,
+        pairs: &'p [Rewritten],
+        scores: &[ExampleScore],
+        others: impl Iterator<Item = Option<&'p Vec<TokenId>>>,
+    ) -> Result<Sums, OperatorError> {
+        let compared = pairs.iter().zip(scores).zip(others).filter_map(|(row, other)| Some((row, other?)));
+        let (rows, others): (Vec<_>, Vec<_>) = compared.unzip();
+        let responses = rows.iter().zip(others).map(|((pair, _), other)| (*pair, other, None));
+        let others = self.score(weights, responses)?;
+        let both = rows
+            .iter()
+            .zip(others)
+            .map(|((_, score), other)| ExampleScore { chosen: score.chosen, rejected: Some(other.chosen) });
+        Ok(Sums::of(&both.collect::<Vec<_>>()))
     }
 
     /// The log-probabilities of responses to the rows' prompts, one or two for each.
@@ -278,7 +297,8 @@ of the answer, as `segment_sampler` does, and both responses are scored:
 - eval_accuracy: share of rows whose answer has a higher log-probability per token than what the model wrote in its
   place at the first evaluation; eval_margin: mean of that difference, nats per token;
 - eval_own_accuracy, eval_own_margin: the same against what the model writes now. A model that learns writes better
-  too, so these need not rise.
+  too, so these need not rise;
+- eval_given_accuracy, eval_given_margin: the same against the rejected answers of the data, for the rows that have one.
 
 The random draws are the same at every evaluation, so that only the model makes a difference. Greedy completions of
 the first `show` prompts are shown. All evaluations and completions are in RUN/evaluations.json, by number of updates; the
@@ -295,8 +315,11 @@ evaluation:
   with: {path: data/chat_heldout.jsonl, tokenizer: models/smollm2-135m-instruct, every: 100}
 ";
     const INPUTS: &'static [PortSpec] = &[PortSpec::new("weights", &[PortType::Weights], "The model to measure.")];
-    const OUTPUTS: &'static [PortSpec] =
-        &[PortSpec::new("metrics", &[PortType::Metrics], "eval_nll, eval_accuracy, eval_margin, eval_own_*.")];
+    const OUTPUTS: &'static [PortSpec] = &[PortSpec::new(
+        "metrics",
+        &[PortType::Metrics],
+        "eval_nll, eval_accuracy, eval_margin, eval_own_*, eval_given_*.",
+    )];
     const PLACEMENT: Placement = Placement::Device;
     type Config = EvaluatorConfig;
 
