@@ -171,6 +171,13 @@ impl Operator for PreferenceLearner {
     fn reattach(&mut self, record: &mut Record) -> Result<(), OperatorError> {
         self.versions.reattach(record)
     }
+
+    fn finish(&mut self) -> Result<(), OperatorError> {
+        if self.learner()?.steps() == 0 {
+            tracing::warn!(node = self.node, "no pairs arrived at any step: the model is what it was at the beginning");
+        }
+        Ok(())
+    }
 }
 
 impl Define for PreferenceLearner {

@@ -172,6 +172,18 @@ fn operators_are_documented_from_the_registry() {
 }
 
 #[test]
+fn threads_are_those_that_openmp_is_to_have() {
+    let here = workplace();
+    let threads = |variable: &str, run: &str, more: &[&str]| {
+        let mut command = command(here.path(), &[&["run", "p.yaml", "--run-dir", run], more].concat());
+        assert!(command.env("OMP_NUM_THREADS", variable).output().unwrap().status.success());
+        read_json(&here.path().join(run).join("manifest.json"))["threads"].clone()
+    };
+    assert_eq!(threads("3,2", "a", &[]), 3);
+    assert_eq!(threads("3", "b", &["--threads", "1"]), 1);
+}
+
+#[test]
 fn a_run_leaves_its_directory_behind() {
     let here = workplace();
     let said = sapo_flow(here.path(), &["run", "p.yaml", "-S", "batch_size=3", "--run-dir", "out"]);
@@ -311,6 +323,11 @@ fn an_interrupted_run_stores_a_checkpoint_and_goes_on() {
     assert!(said.contains(&format!("training from step {step}: 100000000 steps")), "{said:?}");
     let manifest = read_json(&here.path().join("out/manifest.json"));
     assert_eq!(manifest["processes"][1]["first_step"], step);
+
+    let directory = here.path().canonicalize().unwrap();
+    let elsewhere = sapo_flow(&directory.join("model"), &["run", "--resume", "../out"]);
+    let began = format!("the run began in {}: its paths were relative to that", directory.display());
+    assert!(elsewhere.code == Some(1) && elsewhere.stderr.contains(&began), "{}", elsewhere.stderr);
 
     // Data that is not what it was is refused by name.
     fs::write(here.path().join("rows.jsonl"), ROWS.replace("t9", "t11")).unwrap();

@@ -87,7 +87,7 @@ pub struct RunArgs {
     /// Seed of every random draw, instead of the one in the pipeline's `run` block
     #[arg(long, value_name = "N", conflicts_with = "resume")]
     pub seed: Option<u64>,
-    /// Threads for tensor work, where the pipeline's `run` block says nothing of them
+    /// Threads for tensor work, where the pipeline's `run` block says nothing of them; else OMP_NUM_THREADS, or all cores
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "resume")]
     pub threads: Option<u16>,
     /// Write a timeline of the run, too: when each node worked, for Perfetto or chrome://tracing

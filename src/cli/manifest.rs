@@ -37,6 +37,9 @@ pub struct Manifest {
     /// The threads that the command line gave, if any: a resumed run takes as many, for the same sums to the last bit.
     #[serde(default)]
     pub given_threads: Option<usize>,
+    /// Where the run began: what relative paths of the pipeline are relative to.
+    #[serde(default)]
+    pub working_directory: Option<PathBuf>,
     /// Models and data, by path as the pipeline has it.
     pub files: BTreeMap<String, FileHash>,
     /// The processes that worked on the run: the first, and each that resumed it.
@@ -129,6 +132,7 @@ impl Manifest {
             dtype: String::new(),
             threads: 0,
             given_threads: None,
+            working_directory: None,
             files: BTreeMap::new(),
             processes: vec![Process { started: at, command_line: Vec::new(), ended: Some(ended), ..Process::this(0) }],
         }
@@ -167,6 +171,7 @@ pub fn create(
         dtype: graph.run.dtype.to_string(),
         threads: graph.run.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         given_threads,
+        working_directory: std::env::current_dir().ok(),
         files: hashes(graph)?,
         processes: vec![Process::this(0)],
     };

@@ -86,8 +86,16 @@ fn with_options(mut graph: Graph, args: &RunArgs) -> Graph {
         run.insert("seed".into(), graph.run.seed.into());
         run.insert("dtype".into(), graph.run.dtype.to_string().into());
     }
-    graph.run.threads = graph.run.threads.or(args.threads.map(usize::from));
+    graph.run.threads = graph.run.threads.or(given_threads(args));
     graph
+}
+
+/// The threads that the command line gives a fresh run, or else OpenMP's variable, as PyTorch takes it. A resumed run has
+/// those that it began with.
+fn given_threads(args: &RunArgs) -> Option<usize> {
+    let from_environment = || std::env::var("OMP_NUM_THREADS").ok()?.split(',').next()?.trim().parse().ok();
+    let given = args.threads.map(usize::from).or_else(from_environment);
+    given.filter(|threads| *threads > 0 && args.resume.is_none())
 }
 
 /// The pipeline's file, and the run to go on with.
@@ -128,7 +136,7 @@ fn begin(args: &RunArgs, graph: &Graph, pipeline: &Path, device: String) -> anyh
     };
     let lock = lock::take(&run_directory)?;
     let written = directory::write_pipeline(&run_directory, graph, pipeline)
-        .and_then(|()| manifest::create(&run_directory, graph, pipeline, device, args.threads.map(usize::from)));
+        .and_then(|()| manifest::create(&run_directory, graph, pipeline, device, given_threads(args)));
     if let Err(error) = written {
         let is_ours = args.run_dir.is_none() || absent.contains(&run_directory);
         directory::clear_beginning(&run_directory);
@@ -149,8 +157,15 @@ fn take_up(
     args: &RunArgs,
 ) -> anyhow::Result<(PathBuf, Lock, Option<LoadedCheckpoint>)> {
     let lock = lock::take(&run_directory)?;
+    let manifest = Manifest::read(&run_directory)?;
     // Sums are the same to the last bit only if as many threads share them.
-    graph.run.threads = graph.run.threads.or(Manifest::read(&run_directory)?.given_threads);
+    graph.run.threads = graph.run.threads.or(manifest.given_threads);
+    if let Some(began) = manifest.working_directory
+        && std::env::current_dir().is_ok_and(|now| now != began)
+        && !args.quiet
+    {
+        terminal::message(&format!("the run began in {}: its paths were relative to that", began.display()));
+    }
     let checkpoint = match LoadedCheckpoint::latest(&run_directory, graph) {
         Err(error @ RunError::OtherPipeline { .. }) => {
             // What the checkpoint's hash says is said by the settings, where those that are stored can be compared.

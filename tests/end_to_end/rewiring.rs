@@ -188,6 +188,64 @@ fn dpo_learns_from_pairs_against_a_frozen_reference() {
 }
 
 #[test]
+fn the_datas_own_pairs_are_evaluated() {
+    let here = Workplace::new();
+    let evaluation = |name: &str, path: &str| {
+        format!(
+            "  {name}:\n    op: evaluator\n    in: learner.weights\n    with: {{path: {path}, tokenizer: model, max_length: 48, \
+             max_prompt_tokens: 24, show: 0}}\n  {name}_metrics: {{op: metrics_sink, in: {name}.metrics, with: {{file: \
+             {name}.jsonl}}}}\n"
+        )
+    };
+    let nodes = [
+        "  pairs: {op: prompt_source, with: {path: pairs.jsonl, tokenizer: model, batch_size: 3}}\n",
+        &batcher("pairs.pairs"),
+        LEARNER,
+        "  metrics: {op: metrics_sink, in: learner.metrics}\n",
+        &evaluation("one", "one.jsonl"),
+        &evaluation("turned", "turned.jsonl"),
+    ]
+    .concat();
+    here.pipeline("p.yaml", &nodes);
+    let pairs = fs::read_to_string(here.path("pairs.jsonl")).unwrap();
+    let mut row: Value = serde_json::from_str(pairs.lines().next().unwrap()).unwrap();
+    here.write("one.jsonl", &format!("{row}\n"));
+    let (chosen, rejected) = (row["chosen"].take(), row["rejected"].take());
+    (row["chosen"], row["rejected"]) = (rejected, chosen);
+    here.write("turned.jsonl", &format!("{row}\n"));
+    here.run("p.yaml", "out", &["steps=3"]);
+    let last = |name: &str| -> Value {
+        let text = fs::read_to_string(here.path(format!("out/{name}.jsonl"))).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    };
+    let (one, turned) = (last("one"), last("turned"));
+    let value = |line: &Value, name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name}: {line}"));
+    // Of a row alone, the margin per token is the difference of both answers' NLLs per token.
+    let margin = value(&turned, "eval_nll") - value(&one, "eval_nll");
+    assert!((value(&one, "eval_given_margin") - margin).abs() < 1e-5 && margin.abs() > 1e-3, "{one} {turned}");
+    assert!((value(&turned, "eval_given_margin") + margin).abs() < 1e-5, "{one} {turned}");
+    assert_eq!(value(&one, "eval_given_accuracy"), f64::from(margin > 0.0));
+    assert_eq!(value(&turned, "eval_given_accuracy"), f64::from(margin < 0.0));
+}
+
+#[test]
+fn a_run_without_an_update_says_so() {
+    let here = Workplace::new();
+    let nodes = [
+        "  pairs: {op: prompt_source, with: {path: pairs.jsonl, tokenizer: model, batch_size: 3}}\n",
+        "  none: {op: filter, in: pairs.pairs, with: {where: chosen_len < 0}}\n",
+        &batcher("none"),
+        LEARNER,
+        "  metrics: {op: metrics_sink, in: learner.metrics}\n",
+    ]
+    .concat();
+    here.pipeline("p.yaml", &nodes);
+    let said = here.sapo_flow(&["run", "p.yaml", "-S", "steps=2"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert!(said.stderr.contains("no pairs arrived at any step"), "{}", said.stderr);
+}
+
+#[test]
 fn sft_learns_from_prompts() {
     let here = Workplace::new();
     let nodes = [
