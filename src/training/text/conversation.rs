@@ -57,6 +57,9 @@ impl Rendered {
         if !text.starts_with(&prompt) {
             return Err(Error::Template(differs(&prompt, &text)));
         }
+        if text[prompt.len()..].trim().is_empty() && !answer.content.trim().is_empty() {
+            return Err(Error::Template("it renders nothing of the answer".into()));
+        }
         Ok(Self { text, prompt_bytes: prompt.len(), answer: answer.content.clone() })
     }
 

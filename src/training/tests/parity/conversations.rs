@@ -166,7 +166,7 @@ fn unusable_conversations_say_why() {
     }
     // A template that leaves the answer out leaves nothing to learn.
     let silent = template("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}");
-    assert_eq!(error_of(&tokenizer, &silent, &turns(&["a", "b"])), "the answer is empty");
+    assert_eq!(error_of(&tokenizer, &silent, &turns(&["a", "b"])), "chat template: it renders nothing of the answer");
     let strict = template("{{ raise_exception('roles must alternate') }}");
     assert_eq!(error_of(&tokenizer, &strict, &turns(&["a", "b"])), "chat template: roles must alternate");
     let endless = template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
