@@ -89,6 +89,15 @@ pub(super) fn read(
             report.error(twice.name_span, format!("`{}` is in the grid and in the list", twice.name)).note(note);
         }
     }
+    if let Values::OnCommandLine = values {
+        for given in list.iter().flatten() {
+            if let Some(other) = fixed.iter().find(|other| other.name == given.name) {
+                let message = format!("`{}` has its values in the list of `sweep`, and is {}", given.name, other.given);
+                report.error(given.name_span, message).help("leave it out of the list, or off the command line");
+                break;
+            }
+        }
+    }
     let seeds = read_seeds(block.get("seeds"), &mut report);
     // Names that are not there are told once, and the other values are looked at without them.
     let names = declared_names(root, source);

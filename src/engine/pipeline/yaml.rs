@@ -124,7 +124,9 @@ impl Yaml {
             Content::Scalar(Value::String(text)) => format!("the text {text:?}"),
             Content::Scalar(Value::Number(number)) => format!("the number {number}"),
             Content::Scalar(Value::Bool(truth)) => format!("`{truth}`"),
+            Content::Sequence(items) if items.is_empty() => "an empty list".to_owned(),
             Content::Sequence(_) => "a list".to_owned(),
+            Content::Mapping(entries) if entries.is_empty() => "an empty mapping".to_owned(),
             _ => "a mapping".to_owned(),
         }
     }
@@ -132,7 +134,7 @@ impl Yaml {
 
 /// Read one of the report's sources. None when it cannot be read at all; other mistakes are reported and read past.
 pub(crate) fn parse(source: usize, report: &mut Report) -> Option<Yaml> {
-    let text = report.text(source).to_owned();
+    let text = report.text(source).trim_start_matches('\u{feff}').to_owned();
     let before = report.errors();
     let located = locate(&text, source, report);
     let value = match serde_yaml::from_str::<Value>(&text) {

@@ -272,7 +272,7 @@ fn the_top_level_is_checked() {
     assert_eq!(complaints("- a\n"), ["1:1 a pipeline is a mapping, found a list"]);
     assert_eq!(
         complaints("version: 1\nrun: {steps: 1}\nnodes: {}\n"),
-        ["3:1 `nodes` is a mapping from names to nodes, found a mapping"]
+        ["3:1 `nodes` is a mapping from names to nodes, found an empty mapping"]
     );
     assert_eq!(
         complaints("version: 1\nrun: {steps: 1}\nnodes: {a: ema, b-c: {op: ema, in: b-c, with: {decay: 0.1}}}\n"),
@@ -290,6 +290,7 @@ fn broken_yaml_is_located() {
         complaints("version: 1\nrun: {steps: 1\nnodes: x\n"),
         ["3:6 this is not YAML: did not find expected ',' or '}'"]
     );
+    assert_eq!(complaints("\u{feff}version: 2\n"), complaints("version: 2\n"));
     let refused = complaints("version: 1\nrun: {steps: 36893488147419103232}\nnodes: {}\n");
     assert_eq!(refused.len(), 1);
     let expected = "the integer 36893488147419103232 has more than 64 bits; with a point it is a number";
@@ -341,7 +342,7 @@ tests:
             "9:69 unknown key `dekay`",
             "10:35 `learner.weights` carries Weights, but the input `metrics` of `metrics_sink` takes Metrics",
             "11:16 the pipeline has no parameter `ema_dekay`",
-            "11:42 expected a list of values for `steps`, found a list",
+            "11:42 expected a list of values for `steps`, found an empty list",
             "11:47 unknown key `sedes` in `sweep`",
             "13:15 unknown key `fed` in the test `a`",
             "14:5 a test has a `name`",

@@ -109,7 +109,7 @@ fn a_parameter_can_take_several_types() {
     let message = |text: &str, value: &str| read_with(text, &[("n", value)]).err().unwrap().list[0].message.clone();
     assert_eq!(message(&text, "all"), "`batch_size` must be an integer, found the text \"all\"");
     assert_eq!(message(&text, "0"), "`n` must be at least 1, found 0");
-    assert_eq!(message(&text, "[]"), "`n` must be an integer or text, found a list");
+    assert_eq!(message(&text, "[]"), "`n` must be an integer or text, found an empty list");
     let chosen = text.replace("type: [integer, text], min: 1", "choices: [3, all]");
     assert_eq!(message(&chosen, "4"), "`n` must be `3` or `all`, found the number 4");
     assert_eq!(

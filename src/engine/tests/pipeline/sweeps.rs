@@ -55,6 +55,10 @@ fn the_command_line_goes_before_the_file() {
     );
     let sweep = read(block, &[("max_staleness", "2")]).ok().unwrap();
     assert_eq!(sweep.fixed, [("max_staleness".to_owned(), 2.into())]);
+    // An entry of a list is all of its values together.
+    let list = "sweep: {list: [{ema_decay: 0.25}, {ema_decay: 0.5}]}\n";
+    let refused = read(list, &[("ema_decay", "0.1")]).err().unwrap();
+    assert_eq!(refused, ["p.yaml:18:17 `ema_decay` has its values in the list of `sweep`, and is -S ema_decay=0.1"]);
     assert_eq!(combinations("", &[("ema_decay", "0.1,0.2,0.3")]).len(), 3);
     assert_eq!(combinations("", &[]), [""]);
 }
