@@ -161,7 +161,7 @@ rows out and counts them); no row left; `pairs` is used and no row has a rejecte
     const EXAMPLE: &'static str = "\
 prompts:
   op: prompt_source
-  with: {path: data/chat.jsonl, tokenizer: models/smollm2, batch_size: 8, max_prompt_tokens: 1792, hold_out_every: 20}
+  with: {path: data/chat.jsonl, tokenizer: models/smollm2, batch_size: 8, max_prompt_tokens: 1792}
 batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 2048}}
 ";
     const INPUTS: &'static [PortSpec] = &[];
