@@ -156,8 +156,9 @@ def run_ours(sapo_flow, model, objective, dtype, steps, seed, cores):
     lines, _, peak, cpu = run(command, cores)
     done = [seconds for line, seconds in lines if line.startswith("step ")]
     # "ema      0.3   2%" in the table at the end: seconds of all steps.
-    totals = {words[0]: float(words[1]) for words in (line.split() for line, _ in lines)
-              if len(words) == 3 and words[0] in ("ema", "reference") and words[2].endswith("%")}
+    rows = (line.removeprefix("the ").split() for line, _ in lines)
+    totals = {words[0]: float(words[1]) for words in rows
+              if len(words) == 3 and words[0] in ("ema", "reference", "engine") and words[2].endswith("%")}
     with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
         metrics = [json.loads(line) for line in file]
     parts = []
@@ -215,8 +216,10 @@ def measure(options, python):
             # Each pair of runs has a seed of its own: other rows, and other places in their answers.
             settings = (model, objective, dtype, options.steps + 1, pair, cores)
             began, busy = time.monotonic(), busy_seconds()
-            runs["ours"].append(run_ours(options.sapo_flow, *settings))
-            runs["peer"].append(run_peer(python, *settings))
+            # Each is the first of every other pair, lest one always finds the machine as the other left it.
+            for side in (("ours", "peer") if pair % 2 == 0 else ("peer", "ours")):
+                one = run_ours(options.sapo_flow, *settings) if side == "ours" else run_peer(python, *settings)
+                runs[side].append(one)
             took[case] = time.monotonic() - began
             own = runs["ours"][-1]["cpu_seconds"] + runs["peer"][-1]["cpu_seconds"]
             results["others"].append(max(0.0, busy_seconds() - busy - own) / (took[case] * os.cpu_count()))

@@ -311,6 +311,7 @@ def report(found, options, cores):
     counts = {len(runs) for curve in found.values() for runs in curve.values()}
     times = "once each" if counts == {1} else f"{min(counts)} to {max(counts)} times each" if len(counts) > 1 else \
         f"{max(counts)} times each"
+    times += "" if counts == {1} else "; medians, with least and greatest"
     sections = [section(CURVES[name], runs) for name, runs in found.items() if runs]
     return TEXT.format(**versions | {"flags": ", ".join(versions["flags"])}, cores=cores, times=times) + "\n".join(sections)
 
@@ -322,7 +323,7 @@ How time and memory of sapo-flow grow when one thing grows and all else stays. `
 [growth.py](benches/growth.py) says how to choose curves and time, and makes the random models and data.
 
 Measured on {date} on a machine with {cpu} ({flags}), {cores} cores.
-{ours}. Runs: {times}; medians, with least and greatest.
+{ours}. Runs: {times}.
 
 A model has 0.8 million parameters and 128 for each token of its vocabulary; batch 4, prompts of 64 tokens, answers of 128,
 segments of 64 and a vocabulary of 8192 where nothing else is said.
