@@ -27,7 +27,8 @@
 //! gradient. A head tied to the embedding keeps its gradient until then. Where the compute type is not float32, each chunk's part
 //! of the head's gradient is there in the compute type before it is added: one at a time.
 //!
-//! GPUs repeat no keys and values where there is no mask and the compute type is bfloat16; they are counted all the same.
+//! GPUs repeat no keys and values where there is no mask and the compute type is bfloat16; they are counted all the same, and
+//! stand for the shared queries that are computed a second time there.
 //!
 //! Not counted: what libtorch's kernels use inside; in fused attention a block's scores and their gradients, 1 KiB for each
 //! head and key of the longest sequence; and the code that oneDNN generates.

@@ -187,7 +187,11 @@ fn attend_in_pairs(query: &Tensor, key: &Tensor, value: &Tensor, pairs: &[PairMa
         attended.push(attend(&of(&queries, shared_and_first)?, &key, &value, &mask.first)?);
         if mask.pair.second > 0 {
             let (key, value) = (of(&keys, shared_and_second)?, of(&values, shared_and_second)?);
-            attended.push(attend(&queries[3 * index + 2], &key, &value, &mask.second)?);
+            attended.push(match mask.second {
+                LayerMask::Causal => attend(&of(&queries, shared_and_second)?, &key, &value, &LayerMask::Causal)?
+                    .f_narrow(2, mask.pair.shared, mask.pair.second)?,
+                _ => attend(&queries[3 * index + 2], &key, &value, &mask.second)?,
+            });
         }
     }
     Ok(Tensor::f_cat(&attended, 2)?)
@@ -208,11 +212,31 @@ fn dot_product_attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: &La
 
 #[cfg(test)]
 mod tests {
+    use super::super::mask::SharedPrefix;
     use super::*;
 
     fn numbers(heads: i64, step: f64) -> Tensor {
         let numbers = (Tensor::arange(2 * heads * 5 * 8, (Kind::Float, Device::Cpu)) * step).sin();
         numbers.view([2, heads, 5, 8]).set_requires_grad(true)
+    }
+
+    #[test]
+    fn the_second_of_a_pair_attends_alike_with_a_mask_and_without() {
+        let pair = SharedPrefix { shared: 2, first: 3, second: 2 };
+        let masked = || PairMask::new(pair, None, Device::Cpu, Kind::Float).unwrap();
+        assert!(matches!(masked().second, LayerMask::Additive(_)), "else there is nothing to compare with");
+        let ways = [masked(), PairMask { second: LayerMask::Causal, ..masked() }].map(|mask| {
+            let inputs = [numbers(6, 1.7), numbers(2, 2.3), numbers(2, 0.7)];
+            let attended = attend(&inputs[0], &inputs[1], &inputs[2], &LayerMask::Pairs(vec![mask])).unwrap();
+            (&attended * &attended).sum(Kind::Float).backward();
+            (attended, inputs.map(|input| input.grad()))
+        });
+        let [(masked, masked_gradients), (causal, gradients)] = ways;
+        assert_eq!(causal.size(), [2, 6, 5, 8]);
+        assert!(causal.allclose(&masked, 1e-6, 1e-6, false));
+        for (causal, masked) in gradients.iter().zip(&masked_gradients) {
+            assert!(causal.allclose(masked, 1e-5, 1e-6, false));
+        }
     }
 
     #[test]

@@ -150,12 +150,18 @@ pub(super) struct PairMask {
     pub pair: SharedPrefix,
     /// Of the first sequence to itself.
     pub first: LayerMask,
-    /// Of the second's own tokens to the shared ones and to themselves.
+    /// Of the second's own tokens to the shared ones and to themselves; if causal, the shared ones are to be queries too.
     pub second: LayerMask,
 }
 
+/// Flash attention, which GPUs have for bfloat16, takes no mask but the causal one, with as many queries as keys. For the
+/// second of a pair that means to compute the shared tokens' queries once more, and to leave out what comes of them. That
+/// is less than a mask costs (another kernel, of half the speed, and keys repeated for their groups) up to about this many
+/// shared tokens for each of the second's own: its products are then twice those with the mask.
+const MOST_SHARED: i64 = 3;
+
 impl PairMask {
-    fn new(pair: SharedPrefix, window: Option<i64>, device: Device, kind: Kind) -> Result<Self> {
+    pub fn new(pair: SharedPrefix, window: Option<i64>, device: Device, kind: Kind) -> Result<Self> {
         let masked = |queries: i64, keys: i64| -> Result<LayerMask> {
             let mut visible = causal(queries, keys, device)?;
             if let Some(window) = window {
@@ -166,8 +172,12 @@ impl PairMask {
         };
         let far = |keys: i64| window.is_some_and(|window| window < keys);
         let first = if far(pair.first) { masked(pair.first, pair.first)? } else { LayerMask::Causal };
+        let has_flash = matches!(device, Device::Cuda(_)) && kind == Kind::BFloat16;
         let second = match pair.second {
             0 => LayerMask::Everything,
+            tokens if has_flash && pair.shared <= MOST_SHARED * tokens && !far(pair.shared + tokens) => {
+                LayerMask::Causal
+            }
             tokens => masked(tokens, pair.shared + tokens)?,
         };
         Ok(PairMask { pair, first, second })
