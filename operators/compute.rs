@@ -97,6 +97,14 @@ impl PlannedModel {
         Ok(Some((model, Emits { device: Some(device::name(device::parse(name)?)), ..arrives })))
     }
 
+    /// What is to be said of sequences of so many tokens, where the model was made for shorter ones.
+    pub fn note_on_length(&self, tokens: u64) -> Option<String> {
+        let most = self.decoder.config.max_position_embeddings;
+        (i64::try_from(tokens).is_ok_and(|tokens| tokens > most)).then(|| {
+            format!("sequences of up to {tokens} tokens, which is more than the model was made for: max_position_embeddings {most}")
+        })
+    }
+
     /// What it takes in bytes.
     pub fn footprint(&self) -> Footprint<'_> {
         let Compute { kind: of_products, kernels } = self.compute;

@@ -280,6 +280,7 @@ learner:
             Some(tokens) => notes.push(format!("at most: {pairs} pairs, every sequence {tokens} tokens long")),
             None => notes.push("activations not counted: the size of batches is unknown".into()),
         }
+        notes.extend(arrives.max_length.and_then(|tokens| model.note_on_length(tokens)));
         let objective = objective(config)?;
         let shape = |batch: &BatchLengths| match (objective.needs().rejected(), config.layout()) {
             (false, LayoutKind::Padded) => Shape::Rows { rows: pairs, tokens: batch.longest.tokens() },

@@ -295,6 +295,18 @@ fn a_dry_run_estimates_memory() {
     ] {
         assert!(said.stdout.contains(&expected), "{expected}: {}", said.stdout);
     }
+    assert!(!said.stdout.contains("max_position_embeddings"), "{}", said.stdout);
+    let config = read_json(&here.path().join("model/config.json"));
+    let longer = format!("{PIPELINE}{learning}").replace("max_length: 16", "max_length: 4000");
+    fs::write(here.path().join("learning.yaml"), longer).unwrap();
+    let said = sapo_flow(here.path(), &["run", "learning.yaml", "--dry-run"]);
+    let note =
+        format!("more than the model was made for: max_position_embeddings {}", config["max_position_embeddings"]);
+    assert!(
+        said.stdout.contains("learner: sequences of up to 4000 tokens") && said.stdout.contains(&note),
+        "{}",
+        said.stdout
+    );
 }
 
 /// Run until the first steps are done, then interrupt; what was said on standard error.
