@@ -196,7 +196,7 @@ What a large model takes besides activations, for every parameter: weights 4 byt
 `release_gradients` one layer's). `run --dry-run` adds it up.
 
 `objective` is a name, `{name: dpo, beta: 0.2}`, a definition or a `{file: PATH}` with one, or a list of these, each with
-a `weight`, for their weighted sum. A definition has a `formula`, the loss of every pair, whose mean over the step's pairs
+a `weight` (0: reported alone), for their weighted sum. A definition has a `formula`, the loss of every pair, whose mean over the step's pairs
 is minimised; `params`; under `let` expressions by name; `rewards`, those of the chosen and the rejected response;
 `report`, metrics by name; `pair_weight`, a factor of every pair's loss without a gradient; `state`, numbers carried from
 step to step, as `{initial: 0, next: EXPRESSION}`; and `use`, another definition to begin with: `log_ratios` has DPO's

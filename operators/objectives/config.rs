@@ -56,6 +56,9 @@ impl ObjectiveConfig {
                 })),
             }
         }
+        if !terms.is_empty() && terms.iter().all(|term| term.weight == 0.0) {
+            issues.push(ConfigIssue::new(KEY, format!("`{KEY}`: expected a weight above 0, found none")));
+        }
         if issues.is_empty() { Ok(Sum::new(terms)) } else { Err(issues) }
     }
 
@@ -129,12 +132,13 @@ fn term(item: &Value, in_list: bool) -> Result<Term, Vec<Issue>> {
     Ok(Term { name: "formula".into(), weight, formula })
 }
 
-/// A factor of losses, which are float32; else what it should be.
+/// A factor of losses, which are float32; else what it should be. With 0 a loss is reported and not learned from: an end of
+/// a sweep over weights.
 fn factor(value: &Value) -> Result<f64, &'static str> {
-    match value.as_f64().filter(|weight| weight.is_finite() && *weight > 0.0) {
+    match value.as_f64().filter(|weight| weight.is_finite() && *weight >= 0.0) {
         Some(weight) if weight > f64::from(f32::MAX) => Err("of at most 3.4e38"),
         Some(weight) => Ok(weight),
-        None => Err("above 0"),
+        None => Err("of 0 or more"),
     }
 }
 

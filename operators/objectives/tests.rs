@@ -347,6 +347,9 @@ fn sums_weigh_their_parts_and_report_them() {
         found.report.iter().map(|(name, values)| (name.clone(), numbers(values))).collect();
     assert_close("part", &report["loss/dpo"], &[logistic(1.0), logistic(-0.4)], 1e-9);
     assert_close("part", &report["loss/sft"], &[2.5, 1.5], 1e-9);
+    let unlearned = compile("[{name: dpo, beta: 0.2}, {name: sft, weight: 0}]").losses(&two_pairs()).unwrap();
+    assert_close("dpo alone", &numbers(&unlearned.losses), &[logistic(1.0), logistic(-0.4)], 1e-9);
+    assert!(unlearned.report.iter().any(|(name, _)| name == "loss/sft"));
     assert_close("the first one's rewards", &report["rewards/chosen"], &[0.4, -0.2], 1e-9);
     assert_close("accuracies", &report["rewards/accuracies"], &[1.0, 0.0], 1e-9);
     assert_close("nll", &report["nll_loss"], &[2.5, 1.5], 1e-9);
