@@ -220,6 +220,7 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     use super::Head;
+    use crate::native::testing::with_all_instructions;
 
     const ROWS: i64 = 11;
     const VOCABULARY: i64 = 37;
@@ -243,26 +244,28 @@ mod tests {
 
         let mean = weight.detach().mean_dim(0, false, Kind::Float);
         let sizes = [(64, 64, 1 << 20), (4, 3, 1 << 20), (4, 4, 0), (3, 1, 4 * 3 * VOCABULARY)];
-        for (fused, (chunk_rows, piece_rows, kept)) in
-            [true, false].iter().flat_map(|fused| sizes.map(|of| (*fused, of)))
-        {
-            let head = Head { weight: weight.detach(), mean: mean.copy(), fused, chunk_rows, piece_rows };
-            let scores = head.score(&hidden, &targets, kept).unwrap();
-            assert!(scores.logps.allclose(&expected, 1e-5, 1e-6, false));
-            assert_eq!(scores.correct, best);
-            let mut weight_gradient = weight.detach().zeros_like();
-            let hidden_gradient = scores.backward(&upstream, Some(&mut weight_gradient)).unwrap();
-            assert!(hidden_gradient.allclose(&hidden.grad(), 1e-5, 1e-6, false));
-            assert!(weight_gradient.allclose(&weight.grad(), 1e-5, 1e-6, false));
-            let squares = logits.softmax(-1, Kind::Float).square().sum_dim_intlist(-1, false, Kind::Float);
-            let entropies = head.collision_entropies(&hidden).unwrap();
-            assert!(entropies.allclose(&-squares.log(), 1e-5, 1e-6, false));
-            assert!(head.mean_logits(&hidden).unwrap().allclose(
-                &logits.mean_dim(-1, false, Kind::Float),
-                1e-5,
-                1e-6,
-                false
-            ));
-        }
+        with_all_instructions(|| {
+            for (fused, (chunk_rows, piece_rows, kept)) in
+                [true, false].iter().flat_map(|fused| sizes.map(|of| (*fused, of)))
+            {
+                let head = Head { weight: weight.detach(), mean: mean.copy(), fused, chunk_rows, piece_rows };
+                let scores = head.score(&hidden, &targets, kept).unwrap();
+                assert!(scores.logps.allclose(&expected, 1e-5, 1e-6, false));
+                assert_eq!(scores.correct, best);
+                let mut weight_gradient = weight.detach().zeros_like();
+                let hidden_gradient = scores.backward(&upstream, Some(&mut weight_gradient)).unwrap();
+                assert!(hidden_gradient.allclose(&hidden.grad(), 1e-5, 1e-6, false));
+                assert!(weight_gradient.allclose(&weight.grad(), 1e-5, 1e-6, false));
+                let squares = logits.softmax(-1, Kind::Float).square().sum_dim_intlist(-1, false, Kind::Float);
+                let entropies = head.collision_entropies(&hidden).unwrap();
+                assert!(entropies.allclose(&-squares.log(), 1e-5, 1e-6, false));
+                assert!(head.mean_logits(&hidden).unwrap().allclose(
+                    &logits.mean_dim(-1, false, Kind::Float),
+                    1e-5,
+                    1e-6,
+                    false
+                ));
+            }
+        });
     }
 }

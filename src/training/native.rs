@@ -7,7 +7,7 @@ pub mod fused;
 pub mod graph;
 pub mod products;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 
 use std::ffi::{CStr, c_char};
 use std::ptr;

@@ -8,27 +8,40 @@
 
 #include "kernels.h"
 
+// The sets of instructions that arithmetic is compiled for.
+enum Instructions { kBaseline, kAvx2, kAvx512 };
+
+// The last that the calls of a thread may use: see sapo_limit_instructions.
+extern thread_local int instructions_limit;
+
 namespace {
 
 #if defined(SAPO_X86_64)
-// The last of three compilations whose instructions this processor has.
-template <typename Table>
-const Table& best(const Table& baseline, const Table& avx2, const Table& avx512) {
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512cd"))
-        return avx512;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2 : baseline;
+// The last set that this processor has.
+inline int processor_instructions() {
+    static const int found = [] {
+        if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512cd"))
+            return kAvx512;
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? kAvx2 : kBaseline;
+    }();
+    return found;
 }
 
-inline const Kernels& kernels() {
-    static const Kernels& chosen = best(kernels_baseline, kernels_avx2, kernels_avx512);
-    return chosen;
+// Of three compilations the one to use.
+template <typename Table>
+const Table& best(const Table& baseline, const Table& avx2, const Table& avx512) {
+    switch (std::min(processor_instructions(), instructions_limit)) {
+        case kAvx512: return avx512;
+        case kAvx2: return avx2;
+        default: return baseline;
+    }
 }
-inline const Decoding& decoding() {
-    static const Decoding& chosen = best(decoding_baseline, decoding_avx2, decoding_avx512);
-    return chosen;
-}
+
+inline const Kernels& kernels() { return best(kernels_baseline, kernels_avx2, kernels_avx512); }
+inline const Decoding& decoding() { return best(decoding_baseline, decoding_avx2, decoding_avx512); }
 #else
+inline int processor_instructions() { return kBaseline; }
 inline const Kernels& kernels() { return kernels_baseline; }
 inline const Decoding& decoding() { return decoding_baseline; }
 #endif
@@ -55,8 +68,10 @@ void in_parallel(int64_t count, int64_t piece, F work) {
     if (pieces <= 1) return work(int64_t{0}, count);
     auto numbers = at::arange(pieces, at::kLong);
     auto iterator = at::TensorIterator::nullary_op(numbers);
+    const int limit = instructions_limit;
     iterator.for_each(
         [&](char** pointers, const int64_t* strides, int64_t size) {
+            instructions_limit = limit;
             for (int64_t i = 0; i < size; ++i) {
                 const int64_t number = *reinterpret_cast<int64_t*>(pointers[0] + i * strides[0]);
                 work(number * piece, std::min(count, (number + 1) * piece));

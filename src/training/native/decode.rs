@@ -153,6 +153,7 @@ fn handle(tensor: Option<&Tensor>) -> *const C_tensor {
 // That a layer is what libtorch makes of it, the golden models show (tests/parity/generation.rs).
 #[cfg(test)]
 mod tests {
+    use super::super::testing::with_all_instructions;
     use super::*;
 
     fn numbers(rows: i64, columns: i64, step: f64) -> Tensor {
@@ -168,8 +169,10 @@ mod tests {
             for rows in [1, 3, 4, 9] {
                 let input = numbers(rows, 77, 2.3);
                 let expected = input.linear::<Tensor>(&weight.to_kind(Kind::Float), None);
-                let found = linear.multiply(&input).unwrap();
-                assert!(found.allclose(&expected, 1e-5, 1e-5, false), "{kind:?} {rows}");
+                with_all_instructions(|| {
+                    let found = linear.multiply(&input).unwrap();
+                    assert!(found.allclose(&expected, 1e-5, 1e-5, false), "{kind:?} {rows}");
+                });
             }
         }
     }
@@ -179,10 +182,12 @@ mod tests {
         let weight = numbers(50, 77, 1.7);
         for linear in [Linear::new(&weight, None), Linear::quantized(&weight, None)] {
             let (linear, input) = (linear.unwrap(), numbers(7, 77, 2.3));
-            let together = linear.multiply(&input).unwrap();
-            for row in 0..7 {
-                assert_eq!(linear.multiply(&input.narrow(0, row, 1)).unwrap(), together.narrow(0, row, 1));
-            }
+            with_all_instructions(|| {
+                let together = linear.multiply(&input).unwrap();
+                for row in 0..7 {
+                    assert_eq!(linear.multiply(&input.narrow(0, row, 1)).unwrap(), together.narrow(0, row, 1));
+                }
+            });
         }
     }
 
@@ -190,7 +195,7 @@ mod tests {
     #[test]
     fn eight_bits_by_hand() {
         let weight = Tensor::from_slice(&[2f32, -0.5, 0.51, 0.0, 0.0, 0.0]).view([2, 3]);
-        for kind in [Kind::Float, Kind::BFloat16] {
+        let by_hand = |kind| {
             let linear = Linear::quantized(&weight.to_kind(kind), None).unwrap();
             let expected = Tensor::from_slice(&[127i64, -32, 32, 0, 0, 0]).view([2, 3]).to_kind(Kind::Int8);
             assert_eq!(linear.weight, expected);
@@ -199,17 +204,20 @@ mod tests {
             // (127 - 64 + 128) 2 / 127
             let found = linear.multiply(&input).unwrap().double_value(&[0, 0]);
             assert!((found - 3.007874).abs() < 1e-5, "{found}");
-        }
+        };
+        with_all_instructions(|| [Kind::Float, Kind::BFloat16].into_iter().for_each(by_hand));
     }
 
     #[test]
     fn eight_bits_are_near_the_weights() {
         let (weight, input) = (numbers(69, 77, 1.7), numbers(5, 77, 2.3));
-        let found = Linear::quantized(&weight, None).unwrap().multiply(&input).unwrap();
         let expected = input.linear::<Tensor>(&weight, None);
-        // 77 numbers of at most 1, each off by half a 127th at most; all of them in one direction would be twice that.
-        let differs = (found - expected).abs().max().double_value(&[]);
-        assert!(differs > 1e-6 && differs < 77.0 * 0.5 / 127.0 / 2.0, "{differs}");
+        with_all_instructions(|| {
+            let found = Linear::quantized(&weight, None).unwrap().multiply(&input).unwrap();
+            // 77 numbers of at most 1, each off by half a 127th at most; all of them in one direction would be twice that.
+            let differs = (found - &expected).abs().max().double_value(&[]);
+            assert!(differs > 1e-6 && differs < 77.0 * 0.5 / 127.0 / 2.0, "{differs}");
+        });
     }
 
     #[test]

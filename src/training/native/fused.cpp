@@ -12,6 +12,8 @@
 #include "calls.h"
 #include "guarded.h"
 
+thread_local int instructions_limit = kAvx512;
+
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -204,5 +206,12 @@ char* sapo_score_backward(
             });
         });
     });
+}
+
+// From now on the calls of this thread use no instructions beyond that set, numbered as in calls.h, for tests; returns the last
+// set that they do use.
+int sapo_limit_instructions(int limit) {
+    instructions_limit = limit;
+    return std::min(processor_instructions(), limit);
 }
 }

@@ -2,6 +2,22 @@
 
 use tch::{Device, Kind, Tensor};
 
+unsafe extern "C" {
+    fn sapo_limit_instructions(limit: i32) -> i32;
+}
+
+/// Runs a test with each set of instructions that kernels are compiled for and this processor has: x86-64's first, AVX2's,
+/// AVX-512's.
+pub fn with_all_instructions(mut test: impl FnMut()) {
+    for limit in 0..=2 {
+        // Safety: it sets a number of this thread's own.
+        if unsafe { sapo_limit_instructions(limit) } == limit {
+            println!("instructions of set {limit}");
+            test();
+        }
+    }
+}
+
 /// Numbers without a pattern that matters, from -3 to 3.
 pub fn numbers(size: &[i64], step: f64) -> Tensor {
     let count: i64 = size.iter().product();
@@ -9,7 +25,7 @@ pub fn numbers(size: &[i64], step: f64) -> Tensor {
 }
 
 /// The outputs and all gradients of two functions of the same inputs differ by no more than that share of the largest
-/// number. The output's gradient is some other tensor.
+/// number, whatever set of instructions the first one goes by. The output's gradient is some other tensor.
 pub fn assert_same(
     inputs: &[Tensor],
     tolerance: f64,
@@ -24,9 +40,12 @@ pub fn assert_same(
         all.push(output.detach());
         all.into_iter().map(|tensor| tensor.to_kind(Kind::Float)).collect::<Vec<_>>()
     };
-    for (place, (found, expected)) in run(&ours).iter().zip(run(&theirs)).enumerate() {
-        let scale = expected.abs().max().double_value(&[]);
-        let differs = (found - &expected).abs().max().double_value(&[]);
-        assert!(differs <= tolerance * scale, "{:?}, number {place}: {differs} of {scale}", inputs[0].kind());
-    }
+    let expected = run(&theirs);
+    with_all_instructions(|| {
+        for (place, (found, expected)) in run(&ours).iter().zip(&expected).enumerate() {
+            let scale = expected.abs().max().double_value(&[]);
+            let differs = (found - expected).abs().max().double_value(&[]);
+            assert!(differs <= tolerance * scale, "{:?}, number {place}: {differs} of {scale}", inputs[0].kind());
+        }
+    });
 }
