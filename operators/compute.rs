@@ -8,11 +8,12 @@ use sapo_flow_engine::plan::{Emits, Memory, PlanContext};
 use sapo_flow_engine::{OperatorError, RunSettings};
 use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Decoding};
-use sapo_flow_training::memory::Footprint;
+use sapo_flow_training::learner::LayoutKind;
+use sapo_flow_training::memory::{Footprint, Shape};
 use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use tch::{Device, Kind};
 
-use crate::planned_batches::{BatchLengths, PlannedBatches};
+use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
 
 /// libtorch's name for a type.
 pub fn kind(dtype: Dtype) -> Kind {
@@ -24,11 +25,15 @@ pub fn kind(dtype: Dtype) -> Kind {
 
 /// How to compute: in the run's dtype, with its kernels.
 pub fn compute(run: &RunSettings) -> Compute {
-    let kernels = match run.kernels {
+    Compute { kind: kind(settled_dtype(run)), kernels: kernels(run) }
+}
+
+/// The run's kernels, which also decide what is not said of layouts, decoding and kept log-probabilities.
+pub fn kernels(run: &RunSettings) -> Kernels {
+    match run.kernels {
         graph::Kernels::Fused => Kernels::Fused,
         graph::Kernels::Plain => Kernels::Plain,
-    };
-    Compute { kind: kind(settled_dtype(run)), kernels }
+    }
 }
 
 /// The run's dtype, decided where it is `auto`: by the run's device. (Where there is no such device, that is an error of its
@@ -110,6 +115,14 @@ impl PlannedModel {
         let Compute { kind: of_products, kernels } = self.compute;
         let (device, weights) = (self.device, kind(self.weights));
         Footprint { decoder: &self.decoder, device, kind: of_products, kernels, weights }
+    }
+
+    /// Bytes that it takes to score so many pairs, in the layout that goes with the run's kernels.
+    pub fn scoring(&self, pairs: u64, batch: &BatchLengths) -> u64 {
+        self.footprint().scoring(match LayoutKind::suited_to(self.compute.kernels) {
+            LayoutKind::SharedPrefix => pairs_of(pairs, batch.mean),
+            LayoutKind::Padded => Shape::Rows { rows: 2 * pairs, tokens: batch.longest.tokens() },
+        })
     }
 
     /// Bytes of its weights.

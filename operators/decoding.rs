@@ -2,25 +2,27 @@
 
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_training::generate::{Decoding, Recording};
+use sapo_flow_training::model::Kernels;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// What an operator that generates takes under `with.decoding`. What is generated depends on it by no more than the order
-/// of floating-point sums, but for `int8_weights`.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+/// What an operator that generates takes under `with.decoding`. In float32 what is generated depends on it by no more than the
+/// order of floating-point sums, but for `int8_weights`; in bfloat16 `pack_weights` also changes what is rounded.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DecodingConfig {
     /// Most responses under way at a time: when one ends, the next prompt takes its place. Without it all are, at once.
     pub concurrent_responses: Option<usize>,
     /// Run a prompt through the model once for all its responses, and with it those that it begins with; false is the
-    /// plain way.
-    pub share_prompts: bool,
+    /// plain way. Absent: true, or false where the run's kernels are plain.
+    pub share_prompts: Option<bool>,
     /// Tokens drawn on the device before the host looks which responses have ended. 1 is the plain way: the host draws
-    /// each token. Without it 16 on a GPU, and 1 on a CPU.
+    /// each token. Absent: 1 on a CPU, and on a GPU 16, or 1 where the run's kernels are plain.
     pub look_every: Option<usize>,
     /// Decode on a CPU by the way that reads the weights fastest: up to 16 responses in one call a layer, with activations in
-    /// float32; more with the weights laid out anew, where that pays. False is the plain way.
-    pub pack_weights: bool,
+    /// float32, which the plain way rounds to bfloat16 where the run computes in it; more with the weights laid out anew, where
+    /// that pays. False is the plain way. Absent: true, or false where the run's kernels are plain.
+    pub pack_weights: Option<bool>,
     /// Decode with linear layers' weights in 8 bits, on a CPU: half the reading of bfloat16, a quarter of float32's. What is
     /// generated comes from another, nearby model, and so do log-probabilities of it; off-policy data tolerates that.
     pub int8_weights: bool,
@@ -29,20 +31,18 @@ pub struct DecodingConfig {
     pub cuda_graphs: bool,
 }
 
-impl Default for DecodingConfig {
-    fn default() -> Self {
-        let Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, recording } =
-            Decoding::default();
-        let cuda_graphs = recording == Recording::CudaGraph;
-        DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, cuda_graphs }
-    }
-}
-
 impl DecodingConfig {
-    /// As the training core takes it.
-    pub fn settings(self) -> Decoding {
-        let DecodingConfig { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, .. } = self;
-        let recording = if self.cuda_graphs { Recording::CudaGraph } else { Recording::None };
+    /// As the training core takes it, in a run with these kernels.
+    pub fn settings(self, kernels: Kernels) -> Decoding {
+        let DecodingConfig { concurrent_responses, int8_weights, .. } = self;
+        let unsaid = Decoding::suited_to(kernels);
+        // A recording is asked for, and is of several tokens.
+        let (recording, look_every) = match self.cuda_graphs {
+            true => (Recording::CudaGraph, self.look_every),
+            false => (Recording::None, self.look_every.or(unsaid.look_every)),
+        };
+        let share_prompts = self.share_prompts.unwrap_or(unsaid.share_prompts);
+        let pack_weights = self.pack_weights.unwrap_or(unsaid.pack_weights);
         Decoding { concurrent_responses, share_prompts, look_every, pack_weights, int8_weights, recording }
     }
 
@@ -71,14 +71,25 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_as_fast_as_can_be() {
-        assert_eq!(config("{}").settings(), Decoding::default());
-        let plain = config("{share_prompts: false, look_every: 1, pack_weights: false}").settings();
-        let expected =
-            Decoding { share_prompts: false, look_every: Some(1), pack_weights: false, ..Decoding::default() };
-        assert_eq!(plain, expected);
+        let settings = |yaml| config(yaml).settings(Kernels::Fused);
+        assert_eq!(settings("{}"), Decoding::default());
+        let plain = settings("{share_prompts: false, look_every: 1, pack_weights: false}");
+        assert_eq!(plain, Decoding::suited_to(Kernels::Plain));
         let quantized = Decoding { int8_weights: true, ..Decoding::default() };
-        assert_eq!(config("{int8_weights: true}").settings(), quantized);
-        assert_eq!(config("{cuda_graphs: true}").settings().recording, Recording::CudaGraph);
+        assert_eq!(settings("{int8_weights: true}"), quantized);
+        assert_eq!(settings("{cuda_graphs: true}").recording, Recording::CudaGraph);
+    }
+
+    #[test]
+    fn with_plain_kernels_what_is_left_out_is_plain() {
+        let settings = |yaml| config(yaml).settings(Kernels::Plain);
+        let plain = Decoding { share_prompts: false, look_every: Some(1), pack_weights: false, ..Decoding::default() };
+        assert_eq!(settings("{}"), plain);
+        assert_eq!(settings("{share_prompts: true}"), Decoding { share_prompts: true, ..plain });
+        assert_eq!(settings("{pack_weights: true}"), Decoding { pack_weights: true, ..plain });
+        assert_eq!(settings("{look_every: 8}"), Decoding { look_every: Some(8), ..plain });
+        // It would have no effect where the host draws.
+        assert_eq!(settings("{cuda_graphs: true}").look_every, None);
     }
 
     #[test]

@@ -12,15 +12,15 @@ use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, P
 use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, generate};
 use sapo_flow_training::learner::{Example, ExampleScore, score};
-use sapo_flow_training::model::Compute;
+use sapo_flow_training::model::{Compute, Kernels};
 use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::compute::{PlannedModel, compute};
+use crate::compute::{PlannedModel, compute, kernels};
 use crate::data::{self, Columns, OnError, Part, Paths};
 use crate::draws::Draws;
-use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
+use crate::planned_batches::{BatchLengths, PlannedBatches};
 use crate::rewrite::{RewriteSettings, Rewritten, SegmentTokens, defaults, rewrite};
 use crate::segments::Truncation;
 use crate::state;
@@ -89,8 +89,8 @@ impl EvaluatorConfig {
         }
     }
 
-    /// How the rejected responses are made.
-    fn rewriting(&self) -> RewriteSettings {
+    /// How the rejected responses are made in a run with these kernels.
+    fn rewriting(&self, kernels: Kernels) -> RewriteSettings {
         RewriteSettings {
             segment_tokens: self.segment_tokens,
             max_length: self.max_length,
@@ -100,7 +100,7 @@ impl EvaluatorConfig {
             top_k: self.top_k,
             top_p: self.top_p,
             responses_per_prompt: 1,
-            decoding: Decoding::default(),
+            decoding: Decoding::suited_to(kernels),
         }
     }
 }
@@ -234,8 +234,8 @@ impl Evaluator {
             .map(|row| Request { prompt_ids: row.prompt_ids.clone(), max_new_tokens: tokens, seed: 0 })
             .collect();
         let eos_ids = weights.decoder.config.eos_token_ids.clone();
-        let sampling =
-            Sampling { choice: Choice::Greedy, eos_ids, compute: self.compute, decoding: Decoding::default() };
+        let decoding = self.rewriting.decoding;
+        let sampling = Sampling { choice: Choice::Greedy, eos_ids, compute: self.compute, decoding };
         let answers = generate(&weights.decoder, &weights.parameters, &requests, &sampling)?;
         let completion = |(row, answer): (&Arc<Prompt>, Generation)| {
             Ok(Completion {
@@ -331,7 +331,7 @@ evaluation:
             ("show_tokens", config.show_tokens.unwrap_or(1)),
         ];
         let zeros = positive.into_iter().filter(|(_, value)| *value == 0);
-        let mut issues = config.rewriting().issues();
+        let mut issues = config.rewriting(Kernels::default()).issues();
         issues.extend(zeros.map(|(key, _)| ConfigIssue::new(key, "expected a number above 0, found 0")));
         if let Some(every @ 0..2) = config.hold_out_every {
             issues.push(ConfigIssue::new("hold_out_every", format!("expected a number above 1, found {every}")));
@@ -357,13 +357,14 @@ evaluation:
             sample: data::sample(&config.data())?,
             ..Emits::default()
         };
-        let choice = config.rewriting().choice();
+        let rewriting = config.rewriting(kernels(context.run));
+        let choice = rewriting.choice();
         // One after the other.
         let working = |batch: &BatchLengths| {
             model
                 .footprint()
-                .generating(rows, batch.longest.tokens(), &Decoding::default(), &choice)
-                .max(model.footprint().scoring(pairs_of(rows, batch.mean)))
+                .generating(rows, batch.longest.tokens(), &rewriting.decoding, &choice)
+                .max(model.scoring(rows, batch))
         };
         let memory = model.memory(0, &PlannedBatches::new(context, &lengths, rows), working);
         Ok(NodePlan { memory: Some(memory), ..NodePlan::default() })
@@ -373,7 +374,7 @@ evaluation:
         let tokenizer = TextTokenizer::load(Path::new(&config.tokenizer))?;
         let rows = data::load(&config.data())?.rows.all()?;
         Ok(Evaluator {
-            rewriting: config.rewriting(),
+            rewriting: config.rewriting(kernels(context.run)),
             config,
             node: context.node.into(),
             random: Draws::new(context.run.seed, context.node),

@@ -3,6 +3,7 @@
 use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_training::learner::LayoutKind;
+use sapo_flow_training::model::Kernels;
 use sapo_flow_training::optim::{Rule, ScheduleKind, Warmup};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,9 +85,8 @@ pub struct PreferenceLearnerConfig {
     /// Gradients are scaled down to this norm where theirs is larger; absent: never.
     pub max_grad_norm: Option<f64>,
     /// How pairs stand in a forward pass: shared_prefix computes what both responses begin with once, padded is the
-    /// plain way. Both give the same update.
-    #[serde(default = "default_layout")]
-    pub layout: LayoutName,
+    /// plain way. Both give the same update. Absent: shared_prefix, or padded where the run's kernels are plain.
+    pub layout: Option<LayoutName>,
     /// Recompute each layer's activations in the backward pass: less memory, about a third more time.
     #[serde(default)]
     pub gradient_checkpointing: bool,
@@ -114,10 +114,6 @@ fn default_weights() -> Dtype {
     Dtype::Float32
 }
 
-fn default_layout() -> LayoutName {
-    LayoutName::SharedPrefix
-}
-
 fn default_schedule() -> ScheduleName {
     ScheduleName::Linear
 }
@@ -141,11 +137,12 @@ impl PreferenceLearnerConfig {
         }
     }
 
-    /// How pairs stand in a forward pass.
-    pub fn layout(&self) -> LayoutKind {
+    /// How pairs stand in a forward pass of a run with these kernels.
+    pub fn layout(&self, kernels: Kernels) -> LayoutKind {
         match self.layout {
-            LayoutName::SharedPrefix => LayoutKind::SharedPrefix,
-            LayoutName::Padded => LayoutKind::Padded,
+            None => LayoutKind::suited_to(kernels),
+            Some(LayoutName::SharedPrefix) => LayoutKind::SharedPrefix,
+            Some(LayoutName::Padded) => LayoutKind::Padded,
         }
     }
 
@@ -234,6 +231,15 @@ mod tests {
         let (kind, warmup) = config("schedule: constant").schedule();
         let schedule = Schedule::new(kind, warmup, 10).expect("a sound schedule");
         assert_eq!([0, 9].map(|step| schedule.multiplier(step)), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn plain_kernels_go_with_the_plain_layout_unless_another_is_given() {
+        use LayoutKind::{Padded, SharedPrefix};
+        let layouts = |more| [Kernels::Fused, Kernels::Plain].map(|kernels| config(more).layout(kernels));
+        assert_eq!(layouts(""), [SharedPrefix, Padded]);
+        assert_eq!(layouts("layout: shared_prefix"), [SharedPrefix; 2]);
+        assert_eq!(layouts("layout: padded"), [Padded; 2]);
     }
 
     #[test]

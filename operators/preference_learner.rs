@@ -20,7 +20,7 @@ use sapo_flow_training::{Error, device};
 use tch::Device;
 
 use crate::batcher::Batcher;
-use crate::compute::{PlannedModel, compute, kind};
+use crate::compute::{PlannedModel, compute, kernels, kind};
 use crate::draws::Draws;
 use crate::examples::{check_values, example};
 use crate::failed_update::FailedUpdate;
@@ -281,8 +281,8 @@ learner:
             None => notes.push("activations not counted: the size of batches is unknown".into()),
         }
         notes.extend(arrives.max_length.and_then(|tokens| model.note_on_length(tokens)));
-        let objective = objective(config)?;
-        let shape = |batch: &BatchLengths| match (objective.needs().rejected(), config.layout()) {
+        let (objective, layout) = (objective(config)?, config.layout(kernels(context.run)));
+        let shape = |batch: &BatchLengths| match (objective.needs().rejected(), layout) {
             (false, LayoutKind::Padded) => Shape::Rows { rows: pairs, tokens: batch.longest.tokens() },
             (false, LayoutKind::SharedPrefix) => Shape::Rows { rows: pairs, tokens: batch.mean.tokens() },
             (true, LayoutKind::Padded) => Shape::Rows { rows: 2 * pairs, tokens: batch.longest.tokens() },
@@ -335,7 +335,7 @@ learner:
             learning_rate: config.learning_rate,
             schedule: Schedule::new(kind, warmup, context.total_steps)?,
             max_grad_norm: config.max_grad_norm,
-            layout: config.layout(),
+            layout: config.layout(kernels(context.run)),
             gradient_checkpointing: config.gradient_checkpointing,
             release_gradients: config.release_gradients,
             freeze: config.freeze.clone(),

@@ -15,7 +15,7 @@ use sapo_flow_engine::record::{Batch, Pair, PortType, Record, ReferenceLogps, We
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
 use sapo_flow_training::learner::{Example, reference_logps};
-use sapo_flow_training::model::{self, Compute, Model};
+use sapo_flow_training::model::{self, Compute, Kernels, Model};
 use sapo_flow_training::parameters::{ParameterSet, WEIGHTS_FILE};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use tch::{Device, Kind};
 
 use crate::compute::{PlannedModel, compute, device_issue};
 use crate::examples::example;
-use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
+use crate::planned_batches::{BatchLengths, PlannedBatches};
 use crate::state;
 use crate::weights::{SharedWeights, shared_on};
 use memo::{Key, Memo};
@@ -37,15 +37,11 @@ pub struct ReferenceConfig {
     /// Take over the weights that arrive on `weights` every so many steps; absent: never.
     pub refresh_every: Option<u64>,
     /// Keep each response's log-probability for as long as the model stays the same, and do not compute it again; false is
-    /// the plain way. Both give the same numbers but for the last bits, which depend on what else is in a batch.
-    #[serde(default = "default_true")]
-    pub keep_logps: bool,
+    /// the plain way. Both give the same numbers but for the last bits, which depend on what else is in a batch. Absent: true,
+    /// or false where the run's kernels are plain.
+    pub keep_logps: Option<bool>,
     /// Where to compute; absent: the run's device.
     pub device: Option<String>,
-}
-
-fn default_true() -> bool {
-    true
 }
 
 /// Responses whose log-probabilities are kept, the newest: far more than a replay buffer holds, and 5 MB of memory.
@@ -89,7 +85,7 @@ impl Reference {
     }
 
     fn with_logps(&mut self, batch: &Batch) -> Result<Batch, OperatorError> {
-        let reference = match self.config.keep_logps {
+        let reference = match self.config.keep_logps.unwrap_or(self.compute.kernels == Kernels::Fused) {
             true => self.remembered(batch)?,
             false => {
                 let examples: Vec<_> = batch.pairs.iter().map(|pair| example(pair, pair.step, None)).collect();
@@ -210,7 +206,7 @@ reference model (of its one response, where it has no rejected one). The model i
 (SAPO: the EMA model, every 108 steps) take its place at steps n, 2n, 3n, ...
 
 A response is scored once under each model: a pair that a buffer draws again, or another pair with the same chosen response,
-finds its number there. `keep_logps: false` computes all of them each time.
+finds its number there. `keep_logps: false`, the default with `run: {kernels: plain}`, computes all of them each time.
 
 State: the weights, once they have been refreshed, and the log-probabilities known; they are in checkpoints.";
     const EXAMPLE: &'static str = "\
@@ -253,7 +249,7 @@ learner:
         let model = PlannedModel::load(Path::new(&config.model), config.device.as_deref(), context.run)?;
         let emits = context.input("batches");
         let pairs = emits.batch_size.unwrap_or(0);
-        let working = |batch: &BatchLengths| model.footprint().scoring(pairs_of(pairs, batch.mean));
+        let working = |batch: &BatchLengths| model.scoring(pairs, batch);
         Ok(NodePlan {
             parameters: Some(model.footprint().parameters()),
             memory: Some(model.memory(model.weights(), &PlannedBatches::new(context, &emits, pairs), working)),

@@ -13,7 +13,7 @@ use sapo_flow_training::model::Compute;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::compute::{PlannedModel, compute};
+use crate::compute::{PlannedModel, compute, kernels};
 use crate::decoding::DecodingConfig;
 use crate::draws::Draws;
 use crate::weights::{SharedWeights, shared};
@@ -39,7 +39,7 @@ pub struct SamplerConfig {
     /// Draw from the likeliest tokens that have this probability together; 1 for all.
     #[serde(default = "default_top_p")]
     pub top_p: f64,
-    /// How the work is arranged. It changes speed and memory, and results by no more than the order of sums.
+    /// How the work is arranged. It changes speed and memory; results by the order of sums, and what bfloat16 rounds.
     #[serde(default)]
     pub decoding: DecodingConfig,
 }
@@ -92,7 +92,7 @@ impl Sampler {
             })
             .collect();
         let eos_ids = model.decoder.config.eos_token_ids.clone();
-        let (choice, decoding) = (self.config.choice(), decoding.settings());
+        let (choice, decoding) = (self.config.choice(), decoding.settings(self.compute.kernels));
         let sampling = Sampling { choice, eos_ids, compute: self.compute, decoding };
         let generations = generate(&model.decoder, &model.parameters, &requests, &sampling)?;
         let samples = tasks.iter().zip(requests).zip(generations).map(|(((n, prompt), request), generation)| {
@@ -210,7 +210,8 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
         let rows = prompts.rows.map(|prompts| prompts * responses);
         let longest = prompts.max_length.map(|tokens| tokens + config.max_new_tokens as u64);
         let emits = Emits { rows, max_length: longest, sample: prompts.sample, ..Emits::default() };
-        let memory = PlannedModel::sampling(context, &emits, &config.decoding.settings(), &config.choice())?;
+        let decoding = config.decoding.settings(kernels(context.run));
+        let memory = PlannedModel::sampling(context, &emits, &decoding, &config.choice())?;
         Ok(NodePlan { memory, emits, ..NodePlan::default() })
     }
 

@@ -15,7 +15,7 @@ use tch::{Device, Kind};
 use crate::compute::{PlannedModel, compute, device_issue};
 use crate::expression::records::Logps;
 use crate::item::{Item, Part};
-use crate::planned_batches::{PlannedBatches, pairs_of};
+use crate::planned_batches::PlannedBatches;
 use crate::weights::{SharedWeights, shared};
 
 /// The settings of a scorer, as its operator's config has them.
@@ -54,9 +54,7 @@ impl ScorerSettings {
         let arrives = context.input("records");
         let pairs = self.batch_size as u64;
         let batches = PlannedBatches::new(context, &arrives, pairs);
-        let of = |model: &PlannedModel, kept: u64| {
-            model.memory(kept, &batches, |batch| model.footprint().scoring(pairs_of(pairs, batch.mean)))
-        };
+        let of = |model: &PlannedModel, kept: u64| model.memory(kept, &batches, |batch| model.scoring(pairs, batch));
         Ok(match &self.model {
             Some(directory) => {
                 let model = PlannedModel::load(directory, self.device.as_deref(), context.run)?;

@@ -11,11 +11,11 @@ use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Metrics, Pair, PortType, Record, Retraction};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::device;
-use sapo_flow_training::model::Compute;
+use sapo_flow_training::model::{Compute, Kernels};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::compute::{PlannedModel, compute};
+use crate::compute::{PlannedModel, compute, kernels};
 use crate::decoding::DecodingConfig;
 use crate::draws::Draws;
 use crate::rewrite::{RewriteSettings, SegmentTokens, defaults, rewrite};
@@ -53,14 +53,14 @@ pub struct SegmentSamplerConfig {
     /// Rewrite at every n-th step only; the prompts of the others pass unused.
     #[serde(default = "default_one_step")]
     pub sample_every: u64,
-    /// How the work is arranged. It changes speed and memory, and results by no more than the order of sums.
+    /// How the work is arranged. It changes speed and memory; results by the order of sums, and what bfloat16 rounds.
     #[serde(default)]
     pub decoding: DecodingConfig,
 }
 
 impl SegmentSamplerConfig {
-    /// How answers are rewritten.
-    fn settings(&self) -> RewriteSettings {
+    /// How answers are rewritten in a run with these kernels.
+    fn settings(&self, kernels: Kernels) -> RewriteSettings {
         RewriteSettings {
             segment_tokens: self.segment_tokens,
             max_length: self.max_length,
@@ -70,7 +70,7 @@ impl SegmentSamplerConfig {
             top_k: self.top_k,
             top_p: self.top_p,
             responses_per_prompt: self.responses_per_prompt,
-            decoding: self.decoding.settings(),
+            decoding: self.decoding.settings(kernels),
         }
     }
 }
@@ -188,7 +188,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
     type Config = SegmentSamplerConfig;
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
-        let mut issues = config.settings().issues();
+        let mut issues = config.settings(Kernels::default()).issues();
         issues.extend(config.decoding.issues());
         if config.sample_every == 0 {
             issues.push(ConfigIssue::new("sample_every", "expected a number above 0, found 0"));
@@ -201,7 +201,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let tokens = config.max_length as u64;
         let prompts = context.input("prompts");
         let rows = prompts.rows.map(|prompts| prompts * responses);
-        let settings = config.settings();
+        let settings = config.settings(kernels(context.run));
         let sample = prompts.sample.iter().map(|row| settings.pair(*row)).collect();
         let emits = Emits { rows, max_length: Some(tokens), sample, ..Emits::default() };
         let memory = PlannedModel::sampling(context, &emits, &settings.decoding, &settings.choice())?;
@@ -210,7 +210,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         Ok(SegmentSampler {
-            settings: config.settings(),
+            settings: config.settings(kernels(context.run)),
             sample_every: config.sample_every,
             node: context.node.into(),
             random: Draws::new(context.run.seed, context.node),

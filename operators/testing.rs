@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sapo_flow_engine::graph::Kernels;
 use sapo_flow_engine::runtime::event::{Event, EventSender};
 use sapo_flow_engine::{BuildContext, Define, Metrics, OperatorError, Pair, Prompt, RunSettings};
 
@@ -21,6 +22,12 @@ impl Harness {
         let (sender, receiver) = EventSender::channel();
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         Harness { directory, sender, receiver, run: RunSettings::default() }
+    }
+
+    /// The same for a run with plain kernels.
+    pub fn with_plain_kernels() -> Self {
+        let run = RunSettings { kernels: Kernels::Plain, ..RunSettings::default() };
+        Harness { run, ..Harness::new() }
     }
 
     /// The operator as the first node of a fresh run would be, with every port connected.

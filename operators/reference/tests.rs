@@ -83,6 +83,20 @@ fn logps_are_those_of_transformers() {
 }
 
 #[test]
+fn with_plain_kernels_nothing_is_kept_unless_asked_for() {
+    let expected = step(&mut start(&Harness::new(), true), 0, &pairs());
+    let harness = Harness::with_plain_kernels();
+    let model = golden_path("models/llama/reference");
+    for (more, kept) in [("", 0), (", keep_logps: true", 4)] {
+        let with = format!("{{model: '{}', refresh_every: 3{more}}}", model.display());
+        let mut operator: Reference = harness.build(&with).expect("good settings");
+        operator.start(Inputs::default()).expect("a golden model");
+        assert_close(&step(&mut operator, 0, &pairs()), &expected);
+        assert_eq!(operator.memo.entries().len(), kept);
+    }
+}
+
+#[test]
 fn what_is_kept_is_what_would_be_computed_until_the_model_changes() {
     let harness = Harness::new();
     let (mut keeping, mut plain) = (start(&harness, true), start(&harness, false));

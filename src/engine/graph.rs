@@ -133,8 +133,9 @@ pub struct RunSettings {
     /// Master weights are float32 in all cases, but where a learner's `weights` says otherwise.
     pub dtype: DtypeChoice,
     /// What computes norms, gates, rotations, attention, float32 products and log-probabilities on a CPU: `fused`, in few
-    /// passes over memory and by the faster library, or `plain`, in libtorch's operators. Both give the same numbers but for
-    /// the last bits.
+    /// passes over memory and by the faster library, or `plain`, in libtorch's operators. With `plain` everything else goes
+    /// the plain way too unless its own key says otherwise: pairs are padded and prompts not shared, nothing is kept or laid
+    /// out anew. Both give the same numbers but for the last bits of the compute type.
     pub kernels: Kernels,
     /// Threads for tensor work; absent: all cores, shared by nodes that may run at the same time.
     #[schemars(range(min = 1))]

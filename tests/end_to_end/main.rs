@@ -7,6 +7,7 @@
 //! | `determinism` | the same seed gives the same bytes, another seed others |
 //! | `damage` | a damaged checkpoint is refused, and nothing is changed |
 //! | `composites` | operators made of others train and resume |
+//! | `plain` | the fast paths give the plain path's numbers |
 //! | `outside` | programs and servers outside join the graph |
 //! | `rewiring` | other algorithms, by YAML alone |
 //! | `relational` | pairs of the best and the worst candidates, and none that is outdated |
@@ -30,6 +31,7 @@ mod inputs;
 mod models;
 mod objectives;
 mod outside;
+mod plain;
 mod relational;
 mod resume;
 mod rewiring;

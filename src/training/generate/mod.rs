@@ -27,7 +27,7 @@ pub use prefill::PASS_TOKENS;
 pub use warpers::Warpers;
 pub(crate) use weights::Layout;
 
-use crate::model::{Compute, Decoder};
+use crate::model::{Compute, Decoder, Kernels};
 use crate::parameters::ParameterSet;
 use crate::{Error, Result, device};
 
@@ -55,8 +55,9 @@ pub struct Sampling {
     pub decoding: Decoding,
 }
 
-/// How the work of generation is arranged. It changes speed and memory, and results by no more than the order of
-/// floating-point sums, but for `int8_weights`.
+/// How the work of generation is arranged. It changes speed and memory. Results in float32 differ by no more than the order of
+/// floating-point sums, but for `int8_weights`. In bfloat16 `pack_weights` rounds elsewhere, too: a few rows on a CPU keep in
+/// float32 what the plain way rounds between operators, and so differ from it by bfloat16's last bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoding {
     /// Most responses under way at a time: when one ends, the next request takes its place. None for all at once.
@@ -66,8 +67,8 @@ pub struct Decoding {
     /// Tokens drawn on the device before the host looks which responses have ended; 1 for drawing on the host. None for
     /// what suits the device.
     pub look_every: Option<usize>,
-    /// Whether decoding on a CPU may take a way of its own: a few rows layer by layer with activations in f32, more with the
-    /// weights laid out anew where that pays.
+    /// Whether decoding on a CPU may take a way of its own: a few rows layer by layer with activations in f32 whatever the
+    /// compute type, more with the weights laid out anew where that pays, and activations in the compute type.
     pub pack_weights: bool,
     /// Whether responses are decoded with linear layers' weights in 8 bits, on a CPU: half the reading of bfloat16, and
     /// another, nearby model. Prompts go through the weights as they are.
@@ -107,6 +108,16 @@ impl Default for Decoding {
 const GPU_LOOKS_EVERY: usize = 16;
 
 impl Decoding {
+    /// What goes with these kernels where nothing else is said: the fastest, or with the plain ones the plain way.
+    pub fn suited_to(kernels: Kernels) -> Self {
+        match kernels {
+            Kernels::Fused => Decoding::default(),
+            Kernels::Plain => {
+                Decoding { share_prompts: false, look_every: Some(1), pack_weights: false, ..Decoding::default() }
+            }
+        }
+    }
+
     /// Responses under way at a time, of so many.
     pub fn rows(&self, responses: usize) -> usize {
         self.concurrent_responses.unwrap_or(usize::MAX).min(responses)

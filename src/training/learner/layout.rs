@@ -13,7 +13,7 @@ use tch::Tensor;
 use super::example::Sequence;
 use crate::Result;
 use crate::device::upload;
-use crate::model::{AttentionMask, Compute, Decoder, ModelInput, SharedPrefix};
+use crate::model::{AttentionMask, Compute, Decoder, Kernels, ModelInput, SharedPrefix};
 use crate::native::products;
 
 /// Sequences laid out for one forward pass. "Rows" are predictions: a hidden state, and the token that comes next.
@@ -42,6 +42,16 @@ pub enum LayoutKind {
     SharedPrefix,
     /// Each response with its prompt in a row of its own, padded to the longest: the plain way.
     Padded,
+}
+
+impl LayoutKind {
+    /// What goes with these kernels where nothing else is said: with the plain ones the plain way.
+    pub fn suited_to(kernels: Kernels) -> Self {
+        match kernels {
+            Kernels::Fused => LayoutKind::SharedPrefix,
+            Kernels::Plain => LayoutKind::Padded,
+        }
+    }
 }
 
 /// Numbers of tokens and of rows are rounded up to a multiple of this for [`LayoutKind::SharedPrefix`], where oneDNN

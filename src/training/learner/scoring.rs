@@ -35,7 +35,7 @@ pub struct ExampleScore {
     pub rejected: Option<ResponseScore>,
 }
 
-/// Score the responses of all examples, `micro_batch_size` examples at a time.
+/// Score the responses of all examples, `micro_batch_size` examples at a time: in the layout that goes with the kernels.
 pub fn score(
     decoder: &Decoder,
     parameters: &ParameterSet,
@@ -54,7 +54,7 @@ pub fn score(
     for part in examples.chunks(micro_batch_size.max(1)) {
         let chosen: Vec<_> = part.iter().map(|example| example.chosen(false)).collect();
         let rejected: Vec<_> = part.iter().map(Example::rejected).collect();
-        let layout = lay_out(LayoutKind::SharedPrefix, decoder, compute, &chosen, &rejected)?;
+        let layout = lay_out(LayoutKind::suited_to(compute.kernels), decoder, compute, &chosen, &rejected)?;
         let sums = no_grad(|| {
             let hidden = decoder.hidden_states(parameters, &layout.input, None, compute)?;
             let logps = head.logps(&layout.predicting(&hidden)?, &layout.targets)?;
