@@ -104,3 +104,20 @@ impl DecodingWeights {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_tokens_and_kernels_decide_how_weights_are_read() {
+        let layout = |decoding: Decoding, kernels, rows, tokens| decoding.layout(Device::Cpu, kernels, rows, tokens);
+        let (fast, plain) = (Decoding::default(), Decoding::suited_to(Kernels::Plain));
+        assert_eq!(layout(fast, Kernels::Fused, 16, 1), Layout::InPlace);
+        assert_eq!(layout(fast, Kernels::Fused, 17, 12), Layout::Packed);
+        assert_eq!(layout(fast, Kernels::Fused, 17, 11), Layout::Plain);
+        assert_eq!(layout(fast, Kernels::Plain, 1, 12), Layout::Packed);
+        assert_eq!(layout(plain, Kernels::Plain, 1, 12), Layout::Plain);
+        assert_eq!(layout(plain, Kernels::Plain, 17, 12), Layout::Plain);
+    }
+}

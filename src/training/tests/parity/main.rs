@@ -3,6 +3,7 @@
 mod chat_templates;
 mod conversations;
 mod directories;
+mod fast_paths;
 mod generation;
 mod gguf;
 mod gguf_file;
