@@ -46,36 +46,57 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Write a model under a temporary name, then rename it.
+    /// Write a model under a temporary name, then rename it. One that has its name stays until then: neither a full disk nor
+    /// a kill may cost it.
     fn save(&self, weights: &Arc<SharedWeights>, name: &str) -> Result<(), OperatorError> {
         fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
         let (temporary, target) = (self.directory.join(format!(".writing-{name}")), self.directory.join(name));
-        for leftover in [&temporary, &target] {
-            if leftover.exists() {
-                fs::remove_dir_all(leftover).map_err(Error::io(leftover))?;
-            }
-        }
+        remove_if_there(&temporary)?;
         model::save(&temporary, &weights.decoder.config, &weights.parameters, &weights.files, kind(self.config.dtype))?;
         make_durable(&temporary).map_err(Error::io(&temporary))?;
+        if target.exists() {
+            self.set_aside(&target)?;
+        }
         fs::rename(&temporary, &target).map_err(Error::io(&target))?;
         sync_directory(&self.directory).map_err(Error::io(&self.directory))?;
+        remove_if_there(&self.aside())?;
         self.events.send(Event::ModelSaved { node: self.node.clone(), path: target });
         Ok(())
     }
 
-    /// Remove what is older than the newest `keep`.
-    fn drop_old(&self) -> Result<(), OperatorError> {
+    /// Remove models of steps after this one, which a run left that then went on from an older checkpoint, and what is older
+    /// than the newest `keep` of the others.
+    fn drop_others(&self, steps: u64) -> Result<(), OperatorError> {
         let mut versions: Vec<u64> = fs::read_dir(&self.directory)
             .map_err(Error::io(&self.directory))?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok())
             .collect();
         versions.sort_unstable();
-        for version in &versions[..versions.len().saturating_sub(self.config.keep.unwrap_or(DEFAULT_KEEP))] {
-            let old = self.directory.join(format!("{PREFIX}{version}"));
-            fs::remove_dir_all(&old).map_err(Error::io(&old))?;
+        let now = versions.partition_point(|version| *version <= steps);
+        let old = now.saturating_sub(self.config.keep.unwrap_or(DEFAULT_KEEP));
+        for version in versions[now..].iter().chain(&versions[..old]) {
+            self.set_aside(&self.directory.join(format!("{PREFIX}{version}")))?;
+            remove_if_there(&self.aside())?;
         }
         Ok(())
     }
+
+    /// Give a model that is to be removed another name: what has its own is whole, even while it is being removed.
+    fn set_aside(&self, model: &Path) -> Result<(), OperatorError> {
+        remove_if_there(&self.aside())?;
+        Ok(fs::rename(model, self.aside()).map_err(Error::io(model))?)
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.directory.join(".removing")
+    }
+}
+
+fn remove_if_there(directory: &Path) -> Result<(), OperatorError> {
+    if directory.exists() {
+        fs::remove_dir_all(directory).map_err(Error::io(directory))?;
+    }
+    Ok(())
 }
 
 /// Bring the files of a model and their names to the disk: a directory that appears is whole, even after a power cut.
@@ -97,7 +118,7 @@ impl Operator for Checkpoint {
             self.save(&shared(&weights)?, "final")?;
         } else if self.config.every.is_some_and(|every| steps.is_multiple_of(every)) {
             self.save(&shared(&weights)?, &format!("{PREFIX}{steps}"))?;
-            self.drop_old()?;
+            self.drop_others(steps)?;
         }
         Ok(Outputs::new())
     }
@@ -108,7 +129,9 @@ impl Define for Checkpoint {
     const SUMMARY: &'static str = "Writes a model's weights as Hugging Face directories.";
     const DOCS: &'static str = "\
 Every `every` steps the weights are written to RUN/NODE/checkpoint-STEPS, and after the last step to RUN/NODE/final:
-weights, configuration, tokenizer and chat template, as transformers loads them. A directory appears when it is whole.
+weights, configuration, tokenizer and chat template, as transformers loads them. A directory appears when it is whole, and \
+takes the place of an older one only then. When a checkpoint-STEPS appears, those of later steps go, which are there where a \
+run went on from an older checkpoint; then the oldest but `keep`.
 
 These are models to use, not states to resume from: a run resumes from what `run: {checkpoint: ...}` stores.
 
@@ -154,7 +177,52 @@ model: {op: checkpoint, in: learner.weights, with: {every: 300, keep: 2}}
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use sapo_flow_training::model::{Model, SourceFiles};
+    use tch::{Device, Kind};
+
     use super::*;
+    use crate::testing::{Harness, golden_path};
+
+    fn names(harness: &Harness) -> BTreeSet<String> {
+        let entries = fs::read_dir(harness.path("node")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_model_stays_until_the_next_is_whole() {
+        let harness = Harness::new();
+        let checkpoint: Checkpoint = harness.build("{}").unwrap();
+        let Model { decoder, parameters, files } =
+            Model::load(&golden_path("models/llama"), Device::Cpu, Kind::Float).unwrap();
+        let weights = SharedWeights { decoder, parameters, files: Arc::new(files), version: 0 };
+        let same = weights.version(1, weights.parameters.shallow_clone());
+        // A file that cannot be written, since its folder is not there.
+        let files = Arc::new(SourceFiles { files: vec![("no/folder".into(), Vec::new())] });
+        let (weights, broken) = (Arc::new(weights), Arc::new(SharedWeights { files, ..same }));
+
+        checkpoint.save(&weights, "final").unwrap();
+        let kept = harness.path("node/final/kept");
+        fs::write(&kept, "").unwrap();
+        assert!(checkpoint.save(&broken, "final").unwrap_err().to_string().contains("no/folder"));
+        assert!(kept.exists(), "the model of before is there");
+        checkpoint.save(&weights, "final").unwrap();
+        assert!(!kept.exists() && harness.path("node/final/model.safetensors").exists());
+        assert_eq!(names(&harness), ["final".to_owned()].into());
+    }
+
+    #[test]
+    fn models_of_later_steps_go_before_older_ones() {
+        let harness = Harness::new();
+        let checkpoint: Checkpoint = harness.build("{every: 2, keep: 2}").unwrap();
+        for steps in [2, 4, 6, 10, 12] {
+            fs::create_dir_all(harness.path(&format!("node/{PREFIX}{steps}"))).unwrap();
+        }
+        fs::create_dir(harness.path("node/final")).unwrap();
+        checkpoint.drop_others(6).unwrap();
+        assert_eq!(names(&harness), ["checkpoint-4", "checkpoint-6", "final"].map(String::from).into());
+    }
 
     #[test]
     fn settings_without_effect_are_errors() {
