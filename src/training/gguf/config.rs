@@ -5,6 +5,7 @@ use super::metadata::Metadata;
 use super::rope;
 use super::tokenizer::SpecialIds;
 use crate::Result;
+use crate::model::config::MAX_LAYERS;
 use serde_json::{Value, json};
 use std::io::{Read, Seek};
 
@@ -61,7 +62,7 @@ impl Config {
             None => hidden_size.checked_div(num_attention_heads).unwrap_or(0),
         };
         let num_key_value_heads = metadata.number(&key("attention.head_count_kv"))?.unwrap_or(num_attention_heads);
-        if head_dim == 0 || head_dim % 2 == 1 || num_key_value_heads == 0 {
+        if head_dim == 0 || head_dim % 2 == 1 || num_attention_heads == 0 || num_key_value_heads == 0 {
             let message = format!(
                 "expected an even head size and at least one head, found {head_dim}, {num_attention_heads} heads and \
                  {num_key_value_heads} key-value heads"
@@ -73,6 +74,12 @@ impl Config {
                 return Err(metadata.error(format!("{}: expected the head size {head_dim}, found {length}", key(name))));
             }
         }
+        let num_hidden_layers = need("block_count")?;
+        // Tensors are listed for each before they are looked for: one out of all bounds would fill the memory.
+        if num_hidden_layers > MAX_LAYERS as usize {
+            let key = key("block_count");
+            return Err(metadata.error(format!("{key}: expected at most {MAX_LAYERS} layers, found {num_hidden_layers}")));
+        }
         let rope_theta = metadata.real(&key("rope.freq_base"))?.unwrap_or(10_000.0);
         let embeddings = metadata.tensors().into_iter().find(|(name, ..)| *name == "token_embd.weight");
         let Some((_, &[vocab_size, _], _)) = embeddings else {
@@ -83,7 +90,7 @@ impl Config {
             permuted: architecture == "llama",
             hidden_size,
             intermediate_size: need("feed_forward_length")?,
-            num_hidden_layers: need("block_count")?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,

@@ -91,8 +91,8 @@ pub fn count_types(metadata: &Metadata) -> BTreeMap<String, usize> {
 /// The tensors of a model, in the order of its layers.
 fn expected(config: &Config) -> Vec<Entry> {
     let hidden = config.hidden_size;
-    let query = config.num_attention_heads * config.head_dim;
-    let key_value = config.num_key_value_heads * config.head_dim;
+    let query = config.num_attention_heads.saturating_mul(config.head_dim);
+    let key_value = config.num_key_value_heads.saturating_mul(config.head_dim);
     let mut entries = Vec::new();
     let mut add = |source: String, target: String, shape: &[usize], permuted_heads: Option<usize>| {
         entries.push(Entry { source, target, shape: shape.to_vec(), permuted_heads });

@@ -74,6 +74,9 @@ struct Parts {
 /// Converts the file's tokenizer.
 pub fn convert(metadata: &Metadata, context_length: usize) -> Result<Tokenizer> {
     let tokens = metadata.need("tokenizer.ggml.tokens", Metadata::texts)?;
+    if tokens.is_empty() {
+        return Err(metadata.error("tokenizer.ggml.tokens: expected at least one token, found none"));
+    }
     let types = metadata.numbers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
     if types.len() != tokens.len() {
         let message = format!("tokenizer.ggml.token_type: expected {} types, found {}", tokens.len(), types.len());

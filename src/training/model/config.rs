@@ -15,7 +15,7 @@ pub const CONFIG_FILE: &str = "config.json";
 pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
 /// Ten times as many layers as the deepest models have.
-const MAX_LAYERS: i64 = 2000;
+pub(crate) const MAX_LAYERS: i64 = 2000;
 /// A tensor's two sizes are at most this, so that their product is no overflow.
 const MAX_WIDTH: i64 = i32::MAX as i64;
 

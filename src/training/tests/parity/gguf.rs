@@ -297,12 +297,39 @@ fn a_sentence_piece_vocabulary_merges_by_score() {
 #[test]
 fn what_cannot_be_imported_is_refused_by_name() {
     type Spoil = fn(&mut GgufFile);
-    let cases: [(Spoil, &str); 9] = [
+    let cases: [(Spoil, &str); 13] = [
         (|file| file.set("general.architecture", Value::String("bert".into())), "found \"bert\""),
         (|file| drop(file.metadata.remove("llama.block_count")), "llama.block_count is missing"),
         (
             |file| file.set("llama.block_count", Value::String("one".into())),
             "llama.block_count: expected a whole number, found the type String",
+        ),
+        (
+            |file| file.set_number("llama.block_count", u32::MAX),
+            "llama.block_count: expected at most 2000 layers, found 4294967295",
+        ),
+        (
+            |file| file.set("llama.attention.key_length", Value::U64(u64::MAX - 1)),
+            "blk.0.attn_q.weight: expected the shape",
+        ),
+        (
+            |file| {
+                file.set_number("llama.attention.head_count", 0);
+                file.set_number("llama.attention.key_length", 2);
+            },
+            "expected an even head size and at least one head, found 2, 0 heads",
+        ),
+        (
+            |file| {
+                file.set("tokenizer.ggml.model", Value::String("llama".into()));
+                for list in ["tokens", "token_type", "scores"] {
+                    file.set(&format!("tokenizer.ggml.{list}"), Value::Array(Vec::new()));
+                }
+                for role in ["bos", "eos"] {
+                    file.metadata.remove(&format!("tokenizer.ggml.{role}_token_id"));
+                }
+            },
+            "tokenizer.ggml.tokens: expected at least one token, found none",
         ),
         (|file| file.set_number("llama.expert_count", 8), "mixtures of experts are not supported"),
         (|file| file.set_number("llama.attention.head_count", 0), "expected an even head size and at least one head"),
