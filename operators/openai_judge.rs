@@ -74,7 +74,8 @@ pub struct OpenaiJudgeConfig {
     #[serde(default = "default_max_tokens")]
     #[schemars(range(min = 1))]
     pub max_tokens: usize,
-    /// More keys for the request, such as `{response_format: {type: json_object}}`.
+    /// More keys for the request, such as `{response_format: {type: json_object}}` or `{top_p: 0.9}`; none that the
+    /// operator's own settings stand for.
     #[serde(default)]
     pub request: Map<String, Value>,
 }
@@ -286,7 +287,7 @@ batches: {op: batcher, in: judged, with: {batch_size: 8, max_length: 2048}}
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
         let mut issues = config.server.check();
-        issues.extend(check_request("request", &config.request));
+        issues.extend(check_request("request", &config.request, &["temperature"]));
         issues.extend(value_name_issue("as", &config.name));
         issues.extend(Reading::of(config).err());
         if let Err(message) = MessageTemplate::read(&config.message, None) {

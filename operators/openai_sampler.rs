@@ -64,7 +64,7 @@ pub struct OpenaiSamplerConfig {
     #[serde(default = "default_top_p")]
     #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
     pub top_p: f64,
-    /// More keys for the request, such as `{top_k: 50}` for vLLM.
+    /// More keys for the request, such as `{top_k: 50}` for vLLM; none that the operator's own settings stand for.
     #[serde(default)]
     pub request: Map<String, Value>,
 }
@@ -255,7 +255,7 @@ candidates:
 
     fn check(config: &Self::Config) -> Vec<ConfigIssue> {
         let mut issues = config.server.check();
-        issues.extend(check_request("request", &config.request));
+        issues.extend(check_request("request", &config.request, &["temperature", "top_p"]));
         if let Err(message) = MessageTemplate::read(&config.message, Some(PortType::Prompts)) {
             issues.push(ConfigIssue::new("message", message));
         }

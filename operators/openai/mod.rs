@@ -86,13 +86,28 @@ impl ServerConfig {
     }
 }
 
-/// Keys of a request that are not for the user to set.
-const OWN_KEYS: [&str; 7] = ["model", "messages", "prompt", "seed", "n", "stream", "max_tokens"];
+/// Keys of a request that are not for the user to set, with the setting to use instead, where all operators have one.
+const OWN_KEYS: [(&str, Option<&str>); 7] = [
+    ("model", Some("server.model")),
+    ("messages", Some("message")),
+    ("prompt", None),
+    ("seed", None),
+    ("n", None),
+    ("stream", None),
+    ("max_tokens", Some("max_tokens")),
+];
 
-/// What is wrong with more keys for requests, under `key`.
-pub fn check_request(key: &str, request: &Map<String, Value>) -> Vec<ConfigIssue> {
-    let own = request.keys().filter(|name| OWN_KEYS.contains(&name.as_str()));
-    own.map(|name| ConfigIssue::new(key, format!("`{name}` is set by the operator itself"))).collect()
+/// What is wrong with more keys for requests, under `key`. `settings`: those of the operator that it sends under their names.
+pub fn check_request(key: &str, request: &Map<String, Value>, settings: &[&str]) -> Vec<ConfigIssue> {
+    let own = |name: &str| {
+        let setting = settings.iter().find(|setting| **setting == name);
+        setting.map(|setting| Some(*setting)).or_else(|| Some(OWN_KEYS.iter().find(|(own, _)| *own == name)?.1))
+    };
+    let issue = |name: &String| {
+        let instead = own(name)?.map(|setting| format!(": give `{setting}` instead")).unwrap_or_default();
+        Some(ConfigIssue::new(key, format!("`{name}` is set by the operator itself{instead}")))
+    };
+    request.keys().filter_map(issue).collect()
 }
 
 #[cfg(test)]

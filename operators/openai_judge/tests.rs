@@ -148,4 +148,10 @@ fn mistakes_are_found_when_a_pipeline_is_read() {
         "`json`: is given along with `pattern`: leave out one of them\n`min`: expected at most max 1, found 2\n"
     );
     assert!(complaint("message: a, pattern: '('").contains("unclosed group"), "{found}");
+    assert_eq!(complaint("message: a, request: {top_p: 0.9}"), "");
+    assert_eq!(
+        complaint("message: a, request: {messages: [], temperature: 0.2}"),
+        "`request`: `messages` is set by the operator itself: give `message` instead
+`request`: `temperature` is set by the operator itself: give `temperature` instead\n"
+    );
 }

@@ -148,7 +148,7 @@ fn settings_are_checked() {
     assert_eq!(
         issues(
             "{server: {url: 'host:80', model: '', api_key_env: sk-123, timeout_seconds: 0, requests_per_minute: 0},
-              tokenizer: t, message: '{{ promt }}', request: {n: 4}}"
+              tokenizer: t, message: '{{ promt }}', request: {max_tokens: 9, n: 4, temperature: 0.2, top_k: 5, top_p: 0.9}}"
         ),
         [
             "server.url: expected an address such as http://localhost:8000/v1, found \"host:80\"",
@@ -156,7 +156,10 @@ fn settings_are_checked() {
             "server.api_key_env: expected the name of an environment variable",
             "server.timeout_seconds: expected a number of seconds above 0, found 0",
             "server.requests_per_minute: expected a number above 0, found 0",
+            "request: `max_tokens` is set by the operator itself: give `max_tokens` instead",
             "request: `n` is set by the operator itself",
+            "request: `temperature` is set by the operator itself: give `temperature` instead",
+            "request: `top_p` is set by the operator itself: give `top_p` instead",
             "message: there is no `promt`; did you mean `prompt`?",
             "message: would have no effect without `prompt: chat`",
         ]
