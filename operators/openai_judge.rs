@@ -92,8 +92,13 @@ fn default_max_tokens() -> usize {
     256
 }
 
-/// A number, the first in a text.
-const NUMBER: &str = r"-?[0-9]+(?:\.[0-9]+)?";
+/// A number, the first in a text. Its minus may be the one that typesetters use.
+const NUMBER: &str = r"[-+\u{2212}]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+\u{2212}]?[0-9]+)?";
+
+/// What a text says as a number.
+fn number(text: &str) -> Result<f64, String> {
+    text.trim().replace('\u{2212}', "-").parse().map_err(|_| format!("{text:?} is no number"))
+}
 
 /// Where the path of the server's conversations is.
 const PATH: &str = "/chat/completions";
@@ -122,10 +127,13 @@ impl Reading {
 
     /// The score in a reply, or what is there instead.
     fn read(&self, reply: &str) -> Result<f64, String> {
-        let number = |text: &str| text.trim().parse().map_err(|_| format!("{text:?} is no number"));
         let score: f64 = match self {
             Reading::Pattern(regex) => {
-                let found = regex.captures(reply).ok_or_else(|| format!("`{regex}` does not occur"))?;
+                let missing = || match regex.as_str() {
+                    NUMBER => "no number occurs".to_owned(),
+                    pattern => format!("`{pattern}` does not occur"),
+                };
+                let found = regex.captures(reply).ok_or_else(missing)?;
                 number(found.get(1).or(found.get(0)).map_or("", |part| part.as_str()))?
             }
             Reading::Json(pointer) => {
@@ -245,8 +253,8 @@ impl Define for OpenaiJudge {
     const SUMMARY: &'static str = "Has a model on a server with OpenAI's HTTP interface score samples or pairs.";
     const DOCS: &'static str = "\
 Asks the server one question about each record, several at a time, written by the template `message`, in which texts have \
-no special tokens. The score is the first number in the reply; or what `pattern` finds; or, where the model answers in \
-JSON, what stands at `json`. It joins the record's numbers as `values.score`, or under the name `as`.
+no special tokens. The score is the first number in the reply, such as 7, -.5 or 1e-3; or what `pattern` finds; or, where \
+the model answers in JSON, what stands at `json`. It joins the record's numbers as `values.score`, or under the name `as`.
 
 With `swap_below`, a pair whose score is lower has its responses exchanged, so that the judge decides which is chosen; the \
 score stays as the judge gave it, and `score_swapped` (after `as`) is 1 for such pairs, 0 for others. Retractions pass.

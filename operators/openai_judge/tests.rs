@@ -106,8 +106,10 @@ fn scores_are_read_as_told() {
     assert_eq!(reading("2 of 5. Rating: [[%d]]", r"pattern: 'Rating: \[\[(\d+)\]\]'"), Ok(3.0));
     assert_eq!(reading(r#"{"verdict": {"score": 0.25}}"#, "json: /verdict/score"), Ok(0.25));
     assert_eq!(reading(r#"{"score": "-%d"}"#, "json: /score"), Ok(-3.0));
+    assert_eq!(reading("[[\u{2212}%d]]", r"pattern: '\[\[(.+)\]\]'"), Ok(-3.0));
     for (reply, with, expected) in [
-        ("It is good.", "{}", "no score can be read, since `-?[0-9]+(?:\\.[0-9]+)?` does not occur: It is good."),
+        ("It is good.", "{}", "no score can be read, since no number occurs: It is good."),
+        ("It is good.", r"pattern: '\d'", "no score can be read, since `\\d` does not occur: It is good."),
         ("%d", "max: 2", "no score can be read, since 3 is out of bounds: 3"),
         ("%d", "json: /score", "no score can be read, since there is no /score: 3"),
         ("{", "json: /score", "no score can be read, since it is no JSON ("),
@@ -122,6 +124,26 @@ fn scores_are_read_as_told() {
     let mut judge = judge(&server, "message: 'a', unreadable: drop");
     let (found, metrics) = step(&mut judge, vec![sample(7, &[6, 1])]).unwrap();
     assert!(found.is_empty() && metrics.values["node/unreadable"] == 1.0);
+}
+
+#[test]
+fn the_first_number_is_read_as_it_is_written() {
+    let config = "{server: {url: 'http://h/v1', model: m}, tokenizer: t, message: a}";
+    let reading = Reading::of(&serde_yaml::from_str(config).unwrap()).unwrap();
+    for (reply, expected) in [
+        ("-.5", -0.5),
+        ("about .5 or 7", 0.5),
+        ("\u{2212}3", -3.0),
+        ("1e-3", 1e-3),
+        ("2.5E+2.", 250.0),
+        ("It is 8.", 8.0),
+        ("+4/5", 4.0),
+        ("-2.25", -2.25),
+        ("3 eggs", 3.0),
+        ("3e", 3.0),
+    ] {
+        assert_eq!(reading.read(reply), Ok(expected), "{reply}");
+    }
 }
 
 #[test]
