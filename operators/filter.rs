@@ -31,14 +31,10 @@ pub struct FilterConfig {
     /// Where that model computes; absent: the run's device.
     #[serde(default)]
     pub device: Option<String>,
-    /// Records that go through a model at a time.
-    #[serde(default = "default_batch_size")]
+    /// Records that go through that model, or the weights', at a time (default 8).
+    #[serde(default)]
     #[schemars(range(min = 1))]
-    pub batch_size: usize,
-}
-
-fn default_batch_size() -> usize {
-    8
+    pub batch_size: Option<usize>,
 }
 
 impl FilterConfig {

@@ -25,25 +25,43 @@ pub struct ScorerSettings {
     pub model: Option<PathBuf>,
     /// Where the model of that directory computes; absent: the run's device.
     pub device: Option<String>,
-    /// Records that go through the model at a time.
-    pub batch_size: usize,
+    /// Records that go through the model at a time; absent: [`DEFAULT_BATCH_SIZE`].
+    pub batch_size: Option<usize>,
 }
+
+/// Records that go through a model at a time where nothing is said.
+pub const DEFAULT_BATCH_SIZE: usize = 8;
 
 impl ScorerSettings {
     /// What is wrong with them, given what is connected and whether log-probabilities are `asked` for at all.
     pub fn check(&self, asked: bool, connections: &Connections) -> Vec<ConfigIssue> {
         let weights = connections.input("weights").is_some();
         let issue = |key: &str, message: &str| vec![ConfigIssue::new(key, message)];
-        match (asked, self.model.is_some(), weights) {
-            (true, true, true) => issue("model", "is given, but weights arrive too: leave out one of them"),
-            (true, false, false) => issue("", "log-probabilities need a model: give `model`, or connect `weights`"),
-            (false, true, _) => issue("model", "would have no effect: no expression reads log-probabilities"),
-            (false, _, true) => {
-                issue("", "`in: {weights: ...}` would have no effect: no expression reads log-probabilities")
-            }
-            (_, false, _) if self.device.is_some() => issue("device", "would have no effect without `model`"),
+        if !asked {
+            return self.without_effect(weights);
+        }
+        match (self.model.is_some(), weights) {
+            (true, true) => issue("model", "is given, but weights arrive too: leave out one of them"),
+            (false, false) => issue("", "log-probabilities need a model: give `model`, or connect `weights`"),
+            (false, _) if self.device.is_some() => issue("device", "would have no effect without `model`"),
             _ => device_issue(self.device.as_deref()).into_iter().collect(),
         }
+    }
+
+    /// What is given though no expression reads log-probabilities.
+    fn without_effect(&self, weights: bool) -> Vec<ConfigIssue> {
+        let why = "would have no effect: no expression reads log-probabilities";
+        let given = [
+            ("model", self.model.is_some()),
+            ("device", self.device.is_some()),
+            ("batch_size", self.batch_size.is_some()),
+        ];
+        let settings = given.into_iter().filter(|(_, given)| *given).map(|(key, _)| ConfigIssue::new(key, why));
+        settings.chain(weights.then(|| ConfigIssue::new("", format!("`in: {{weights: ...}}` {why}")))).collect()
+    }
+
+    fn batch_size(&self) -> usize {
+        self.batch_size.unwrap_or(DEFAULT_BATCH_SIZE)
     }
 
     /// What it takes in memory.
@@ -52,7 +70,7 @@ impl ScorerSettings {
     /// When the model's configuration cannot be read.
     pub fn memory(&self, context: &PlanContext) -> Result<Option<Memory>, OperatorError> {
         let arrives = context.input("records");
-        let pairs = self.batch_size as u64;
+        let pairs = self.batch_size() as u64;
         let batches = PlannedBatches::new(context, &arrives, pairs);
         let of = |model: &PlannedModel, kept: u64| model.memory(kept, &batches, |batch| model.scoring(pairs, batch));
         Ok(match &self.model {
@@ -109,7 +127,7 @@ impl Scorer {
             (None, None) => return Err("no weights arrived at this step".into()),
         };
         let examples: Vec<Example> = items.iter().map(|item| example(item)).collect();
-        let size = self.settings.batch_size;
+        let size = self.settings.batch_size();
         let scores = score(&weights.decoder, &weights.parameters, &examples, &self.compute, size)?;
         let both =
             |score: sapo_flow_training::learner::ResponseScore| (f64::from(score.logps), f64::from(score.mean()));

@@ -285,6 +285,12 @@ fn log_probabilities_need_one_model() {
     let needs = "in `x`: log-probabilities need a model: give `model`, or connect `weights`";
     let idle = "in `x`: `in: {weights: ...}` would have no effect: no expression reads log-probabilities";
     check("score", PAIRS, &[("{score: chosen_logps}", needs), ("{score: chosen_logps, model: m}", "")]);
+    for (op, with) in [("score", "score: chosen_len"), ("filter", "where: row > 1"), ("map", "set: {a: '1'}")] {
+        for (key, setting) in [("model", "m"), ("device", "cpu"), ("batch_size", "2")] {
+            let expected = format!("`{key}`: would have no effect: no expression reads log-probabilities");
+            check(op, PAIRS, &[(&format!("{{{with}, {key}: {setting}}}"), &expected)]);
+        }
+    }
     check(
         "score",
         both,
@@ -292,6 +298,7 @@ fn log_probabilities_need_one_model() {
             ("{score: chosen_logps}", ""),
             ("{score: chosen_logps, model: m}", "`model`: is given, but weights arrive too: leave out one of them"),
             ("{score: chosen_len}", idle),
+            ("{score: chosen_logps, batch_size: 2}", ""),
             ("{score: row, as: a-b}", "`as`: expected a name of letters, digits and `_`, found \"a-b\""),
         ],
     );
