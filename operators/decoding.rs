@@ -57,6 +57,10 @@ impl DecodingConfig {
             let message = "has no effect: with `look_every: 1` the host draws each token";
             issues.push(ConfigIssue::new("decoding.cuda_graphs", message));
         }
+        if self.int8_weights && !self.pack_weights {
+            let message = "has no effect: `int8_weights: true` has a layout of its own, and there is no plain way to it";
+            issues.push(ConfigIssue::new("decoding.pack_weights", message));
+        }
         issues
     }
 }
@@ -97,6 +101,14 @@ mod tests {
         let issues = config("{concurrent_responses: 0, look_every: 0}").issues();
         let keys: Vec<&str> = issues.iter().map(|issue| issue.key.as_str()).collect();
         assert_eq!(keys, ["decoding.concurrent_responses", "decoding.look_every"]);
+    }
+
+    #[test]
+    fn there_is_no_plain_way_to_8_bits() {
+        assert!(config("{int8_weights: true}").issues().is_empty());
+        assert!(config("{pack_weights: false}").issues().is_empty());
+        let issues = config("{pack_weights: false, int8_weights: true}").issues();
+        assert_eq!(issues.iter().map(|issue| issue.key.as_str()).collect::<Vec<_>>(), ["decoding.pack_weights"]);
     }
 
     #[test]
