@@ -189,8 +189,8 @@ impl PreferenceLearnerConfig {
         if self.warmup_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
             wrong("warmup_ratio", format!("expected a number from 0 to 1, found {}", self.warmup_ratio.unwrap_or(0.0)));
         }
-        if let Some(norm) = self.max_grad_norm.filter(|norm| norm.is_nan() || *norm <= 0.0) {
-            wrong("max_grad_norm", format!("expected a number above 0, found {norm}"));
+        if let Some(norm) = self.max_grad_norm.filter(|norm| !(norm.is_finite() && *norm > 0.0)) {
+            wrong("max_grad_norm", format!("expected a finite number above 0, found {norm}"));
         }
         if self.release_gradients && self.max_grad_norm.is_some() {
             let message = "cannot be released before their norm is known, and `max_grad_norm` scales them by it";
@@ -267,6 +267,8 @@ mod tests {
             ("weight_decay: -1", "weight_decay"),
             ("betas: [0.9, 1.0]", "betas"),
             ("max_grad_norm: 0", "max_grad_norm"),
+            ("max_grad_norm: .inf", "max_grad_norm"),
+            ("max_grad_norm: .nan", "max_grad_norm"),
             ("optimizer: adamw_8bit, betas: [1.0, 0.9]", "betas"),
             ("release_gradients: true", "release_gradients"),
             ("release_gradients: true, gradient_checkpointing: true, max_grad_norm: 1.0", "release_gradients"),
