@@ -17,7 +17,7 @@
 //! | [`expression`] | formulas written in YAML, within limits |
 //! | [`map`], [`filter`], [`score`], [`scorer`] | expressions over records; log-probabilities for them |
 //! | [`checkpoint`] | models in Hugging Face directories |
-//! | [`subprocess`], [`child`] | programs of one's own that answer records |
+//! | [`subprocess`], [`child`], `seconds` | programs of one's own that answer records |
 //! | [`openai_sampler`], [`openai_judge`], [`openai`] | servers that answer and judge |
 //! | [`item`] | what prompts, samples and pairs have in common |
 //! | [`draws`] | random draws as functions of seed, node and step |
@@ -61,6 +61,7 @@ pub mod sample_sink;
 pub mod sampler;
 pub mod score;
 pub mod scorer;
+mod seconds;
 pub mod segment_sampler;
 pub mod segments;
 mod shares;

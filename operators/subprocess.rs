@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::child::{Child, Failure, Program};
 use crate::data::tokenizer_files;
 use crate::item::{ITEMS, Item, Texts};
+use crate::seconds::limit_issue;
 
 mod protocol;
 
@@ -276,9 +277,9 @@ batches: {op: batcher, in: scored, with: {batch_size: 8, max_length: 2048}}
         let named = config.command.first().is_some_and(|name| !name.is_empty());
         expect(named, "command", "expected a program and its arguments, found none");
         expect(!config.send.is_empty(), "send", "expected some of text, tokens, values, origin, found none");
-        let timeout = config.timeout_seconds;
-        let limited = timeout > 0.0 && Duration::try_from_secs_f64(timeout).is_ok();
-        expect(limited, "timeout_seconds", &format!("expected a number of seconds above 0, found {timeout}"));
+        if let Some(message) = limit_issue(config.timeout_seconds) {
+            expect(false, "timeout_seconds", &message);
+        }
         let silent = !config.send.contains(&Field::Text);
         expect(silent || config.tokenizer.is_some(), "tokenizer", "is needed, since `send` has text");
         for name in config.environment.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {

@@ -3,12 +3,12 @@
 pub mod client;
 pub mod message;
 
-use std::time::Duration;
-
 use sapo_flow_engine::operator::ConfigIssue;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use crate::seconds::{limit_issue, wait_issue};
 
 /// Where a server is, and how it may be used.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -73,13 +73,14 @@ impl ServerConfig {
             // Not repeated: it may be a key, put there by mistake.
             expect(good, "api_key_env", "expected the name of an environment variable".into());
         }
-        let seconds = |value: f64| value > 0.0 && Duration::try_from_secs_f64(value).is_ok();
-        let (timeout, wait) = (self.timeout_seconds, self.retry_seconds);
-        expect(seconds(timeout), "timeout_seconds", format!("expected a number of seconds above 0, found {timeout}"));
-        let good = wait == 0.0 || seconds(wait);
-        expect(good, "retry_seconds", format!("expected a number of seconds, 0 or more, found {wait}"));
+        for (key, issue) in [
+            ("timeout_seconds", limit_issue(self.timeout_seconds)),
+            ("retry_seconds", wait_issue(self.retry_seconds)),
+        ] {
+            expect(issue.is_none(), key, issue.unwrap_or_default());
+        }
         if let Some(requests) = self.requests_per_minute {
-            let good = requests > 0.0 && Duration::try_from_secs_f64(60.0 / requests).is_ok();
+            let good = requests > 0.0 && wait_issue(60.0 / requests).is_none();
             expect(good, "requests_per_minute", format!("expected a number above 0, found {requests}"));
         }
         issues

@@ -289,5 +289,10 @@ fn settings_are_checked() {
             "environment: \"A=B\" is no name of an environment variable",
         ]
     );
+    // No clock reaches that far.
+    assert_eq!(
+        issues("{command: [a], send: [tokens], timeout_seconds: 1e19}"),
+        ["timeout_seconds: expected at most 1000000000 seconds, found 10000000000000000000"]
+    );
     assert_eq!(issues("{command: [a]}"), ["tokenizer: is needed, since `send` has text"]);
 }
