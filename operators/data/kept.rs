@@ -8,7 +8,7 @@ use sapo_flow_training::text;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Columns, OnError, Part, Settings, encode, files};
+use super::{Columns, OnError, Part, Settings, TOKENIZER_FILES, encode, files};
 use crate::Error;
 
 /// To be raised when the same data gives other tokens, or files have another format.
@@ -17,17 +17,7 @@ const FORMAT: u32 = 1;
 /// Bytes of data from which on its tokens are kept. Less is tokenized in a second or two.
 pub const LEAST_BYTES: u64 = 16 << 20;
 
-/// The files of a model directory that decide what text becomes which tokens.
-const TOKENIZER_FILES: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-];
-
-/// Those of them that may hold a chat template.
+/// The files of a tokenizer that may hold a chat template.
 const TEMPLATE_FILES: [&str; 2] = ["tokenizer_config.json", "chat_template.jinja"];
 
 /// Everything that the tokens of a data set depend on.

@@ -286,10 +286,19 @@ impl<'a> Encoding<'a> {
     }
 }
 
-/// The files of a model directory that decide what text becomes which tokens, as far as they are there.
+/// The files of a model directory that decide what text becomes which tokens: also which of them ends an answer.
+const TOKENIZER_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+];
+
+/// Those of these files that are there.
 pub fn tokenizer_files(directory: &Path) -> Vec<PathBuf> {
-    let names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
-    names.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect()
+    TOKENIZER_FILES.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect()
 }
 
 /// All files that decide what a data set comes to: those of the data that can be found, of the tokenizer, and of a chat

@@ -219,3 +219,15 @@ fn rows_that_cannot_be_used_leave_no_file() {
     load_with(&settings, Some(&harness.path("tokens")), 0).unwrap_err();
     assert_eq!(std::fs::read_dir(harness.path("tokens")).unwrap().count(), 0);
 }
+
+/// What ends an answer may stand in a model's configuration alone.
+#[test]
+fn configurations_are_among_the_files_of_a_tokenizer() {
+    let tokenizer = tiny_tokenizer();
+    for name in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::write(tokenizer.path().join(name), "{}").unwrap();
+    }
+    let found = tokenizer_files(tokenizer.path());
+    let expected = ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"];
+    assert_eq!(found, expected.map(|name| tokenizer.path().join(name)));
+}
