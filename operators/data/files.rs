@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use sapo_flow_engine::runtime::disk::length_and_sha256;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::parquet_rows;
 use crate::Error;
@@ -118,15 +118,8 @@ pub fn stamps(paths: &[PathBuf]) -> Result<Vec<Stamp>, Error> {
 
 /// SHA-256 of a file's bytes, in hexadecimal.
 pub fn sha256(path: &Path) -> Result<String, Error> {
-    let mut hasher = Sha256::new();
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    std::io::copy(&mut file, &mut hasher).map_err(Error::io(path))?;
-    Ok(hex(&hasher.finalize()))
-}
-
-/// Bytes in hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let hashed = File::open(path).and_then(length_and_sha256);
+    Ok(hashed.map_err(Error::io(path))?.1)
 }
 
 fn format(path: &Path) -> Result<Format, Error> {

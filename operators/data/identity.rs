@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use sapo_flow_engine::Prompt;
+use sapo_flow_engine::runtime::disk::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files;
 use crate::Error;
 
 /// A fingerprint of a data set.
@@ -71,7 +71,7 @@ impl TokensDigest {
 
     /// The digest of all rows, in hexadecimal.
     pub fn finish(self) -> String {
-        files::hex(&self.hasher.finalize())
+        hex(&self.hasher.finalize())
     }
 }
 

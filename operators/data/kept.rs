@@ -4,9 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
+use sapo_flow_engine::runtime::disk::sha256;
 use sapo_flow_training::text;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::{Columns, OnError, Part, Settings, TOKENIZER_FILES, encode, files};
 use crate::Error;
@@ -75,5 +75,5 @@ pub fn place(folder: &Path, settings: &Settings, digests: &[(PathBuf, String)]) 
         on_error: settings.on_error,
     };
     let key = serde_json::to_vec(&key).map_err(|error| Error::Data(error.to_string()))?;
-    Ok(folder.join(files::hex(&Sha256::digest(&key))).with_extension("safetensors"))
+    Ok(folder.join(sha256(&key)).with_extension("safetensors"))
 }

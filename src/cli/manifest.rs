@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use chrono::{SecondsFormat, Utc};
 use sapo_flow_engine::Graph;
+use sapo_flow_engine::runtime::disk::length_and_sha256;
 use sapo_flow_engine::runtime::{Outcome, RunReport};
 use sapo_flow_training::text;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::directory::write_whole;
 
@@ -283,17 +282,6 @@ fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn hash(path: &Path) -> std::io::Result<FileHash> {
-    let mut file = fs::File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut bytes = 0;
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            return Ok(FileHash { bytes, sha256 });
-        }
-        bytes += read as u64;
-        hasher.update(&buffer[..read]);
-    }
+    let (bytes, sha256) = length_and_sha256(fs::File::open(path)?)?;
+    Ok(FileHash { bytes, sha256 })
 }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use sapo_flow_engine::Graph;
 use sapo_flow_engine::pipeline::{self, Sweep};
+use sapo_flow_engine::runtime::disk::sha256;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::cli::directory::write_whole;
 use crate::cli::{Failure, validate};
@@ -161,5 +161,5 @@ fn hash(graph: &Graph) -> anyhow::Result<String> {
         run.remove("seed");
     }
     let text = serde_yaml::to_string(&resolved)?;
-    Ok(Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(sha256(text.as_bytes()))
 }

@@ -22,10 +22,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::control::Control;
-use super::disk::{files_under, hex, sync_and_hash, sync_directories, sync_directory, write_synced};
+use super::disk::{files_under, sha256, sync_and_hash, sync_directories, sync_directory, write_synced};
 use super::event::{Event, EventSender};
 use super::{RunError, RunOptions};
 use crate::graph::Graph;
@@ -378,7 +377,7 @@ fn pipeline_sha256(graph: &Graph) -> String {
     let run = &graph.run;
     text += &format!("{} {:?} {:?} {} {:?} ", run.seed, run.epochs, run.steps, run.device, run.dtype);
     text += &format!("{:?} {:?}", run.kernels, run.threads);
-    hex(&Sha256::digest(text.as_bytes()))
+    sha256(text.as_bytes())
 }
 
 fn failed(path: &Path, message: impl ToString) -> RunError {
