@@ -164,6 +164,10 @@ model: {op: checkpoint, in: learner.weights, with: {every: 300, keep: 2}}
         check_folder_name(&connections.node).map(|message| ConfigIssue::new("", message)).into_iter().collect()
     }
 
+    fn writes(_: &Self::Config, node: &str) -> Vec<PathBuf> {
+        vec![node.into()]
+    }
+
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         Ok(Checkpoint {
             config,

@@ -139,6 +139,43 @@ mod tests {
     }
 
     #[test]
+    fn each_node_writes_a_place_of_its_own() {
+        let complaint = |sinks: &str| {
+            let text = format!(
+                "version: 1\nrun: {{steps: 1}}\nnodes:
+  prompts: {{op: prompt_source, with: {{path: a, tokenizer: m, batch_size: 1}}}}
+  batches: {{op: batcher, in: prompts.pairs, with: {{batch_size: 1, max_length: 8}}}}
+  learner: {{op: preference_learner, in: batches, with: {{model: m, objective: orpo, learning_rate: 1.0}}}}
+{sinks}"
+            );
+            let found = sapo_flow_engine::pipeline::parse_str("p.yaml", &text, &[], &crate::registry()).err();
+            found.map_or_else(String::new, |found| {
+                found.list.iter().map(|found| format!("{}: {}\n", found.line, found.message)).collect()
+            })
+        };
+        let sink = |name: &str, with: &str| format!("  {name}: {{op: metrics_sink, in: learner.metrics, with: {{{with}}}}}\n");
+        let model = "  model: {op: checkpoint, in: learner.weights}\n";
+        let samples = "  samples: {op: sample_sink, in: prompts.pairs, with: {tokenizer: m, file: model}}\n";
+        assert_eq!(complaint(&[&sink("metrics", "file: models"), model, &sink("more", "file: more")].concat()), "");
+        assert_eq!(
+            complaint(&[&sink("metrics", "file: model"), model].concat()),
+            "8: `metrics` and `model` both write `model` of the run directory\n"
+        );
+        assert_eq!(
+            complaint(&[model, samples].concat()),
+            "8: `model` and `samples` both write `model` of the run directory\n"
+        );
+        assert_eq!(
+            complaint(&[sink("metrics", ""), sink("more", "every: 2")].concat()),
+            "8: `metrics` and `more` both write `metrics.jsonl` of the run directory\n"
+        );
+        assert_eq!(
+            complaint(&[sink("metrics", ""), sink("more", "file: metrics.txt")].concat()),
+            "8: `metrics` and `more` both write `tensorboard/metrics` of the run directory\n"
+        );
+    }
+
+    #[test]
     fn names_that_the_run_itself_uses_are_left_to_it() {
         for wrong in ["pipeline.yaml", ".lock", "manifest.writing", "learner-failed-at-step-3.json", "tensorboard"] {
             assert!(check_file_name(wrong).is_some(), "{wrong}");

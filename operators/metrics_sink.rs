@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::number::Number;
@@ -37,6 +37,13 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config { every: 1, file: "metrics.jsonl".into(), tensorboard: true }
+    }
+}
+
+impl Config {
+    /// Where TensorBoard's events go in the run directory.
+    fn events_folder(&self) -> PathBuf {
+        Path::new("tensorboard").join(Path::new(&self.file).file_stem().unwrap_or_default())
     }
 }
 
@@ -83,8 +90,8 @@ With `every: n` a line holds means over n steps, each value's over the steps tha
 State: the lengths of the files, and the sums since the last line. A resumed run cuts the files back to the checkpoint, so \
 that they end as those of a run that was never interrupted.
 
-Errors: two inputs report the same name in one step (give each its own sink, with its own `file`); another sink writes the \
-same file; on resuming, a file is shorter than it was.";
+Errors: another node writes the same file, before the run; two inputs report the same name in one step (give each its own \
+sink, with its own `file`); on resuming, a file is shorter than it was.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/chat.jsonl, tokenizer: models/smollm2, batch_size: 8}}
 batches: {op: batcher, in: prompts, with: {batch_size: 8, max_length: 1024}}
@@ -121,11 +128,15 @@ metrics: {op: metrics_sink, in: batches.metrics, with: {every: 10}}
         issues
     }
 
+    fn writes(config: &Config, _: &str) -> Vec<PathBuf> {
+        let events = config.tensorboard.then(|| config.events_folder());
+        [config.file.clone().into()].into_iter().chain(events).collect()
+    }
+
     fn build(config: Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let lines = LogFile::open(context.run_directory.join(&config.file), context.resumed)?;
         let events_file = if config.tensorboard {
-            let stem = Path::new(&config.file).file_stem().unwrap_or_default();
-            let directory = context.run_directory.join("tensorboard").join(stem);
+            let directory = context.run_directory.join(config.events_folder());
             Some(EventFile::open(directory.join("events.out.tfevents.0"), context.resumed)?)
         } else {
             None

@@ -114,7 +114,7 @@ it `replaced`. What a pair does not have is null. `values` are its numbers and t
 
 State: the length of the file, and which pairs were written. A resumed run cuts the file back to the checkpoint.
 
-Errors: another sink writes the same file; on resuming, the file is shorter than it was.";
+Errors: another node writes the same file, before the run; on resuming, the file is shorter than it was.";
     const EXAMPLE: &'static str = "\
 prompts: {op: prompt_source, with: {path: data/pairs.jsonl, tokenizer: models/smollm2, batch_size: 8}}
 samples: {op: sample_sink, in: prompts.pairs, with: {tokenizer: models/smollm2, every: 100, count: 2}}
@@ -136,6 +136,10 @@ samples: {op: sample_sink, in: prompts.pairs, with: {tokenizer: models/smollm2, 
         }
         issues.extend(check_file_name(&config.file).map(|message| ConfigIssue::new("file", message)));
         issues
+    }
+
+    fn writes(config: &Config, _: &str) -> Vec<PathBuf> {
+        vec![config.file.clone().into()]
     }
 
     fn build(config: Config, context: &BuildContext) -> Result<Self, OperatorError> {

@@ -190,6 +190,12 @@ pub trait Define: Operator + Sized + 'static {
         Vec::new()
     }
 
+    /// Files and folders of the run directory that a node of this name writes, relative to it. No other node may write there.
+    fn writes(config: &Self::Config, node: &str) -> Vec<PathBuf> {
+        let _ = (config, node);
+        Vec::new()
+    }
+
     /// Sources only: steps in one pass over the data, asked after `build`.
     fn steps_per_epoch(&self) -> Option<u64> {
         None
@@ -244,6 +250,8 @@ pub struct OperatorSpec {
     pub plan: fn(&serde_yaml::Value, &PlanContext) -> Result<NodePlan, OperatorError>,
     /// [`Define::files`].
     pub files: fn(&serde_yaml::Value) -> Vec<PathBuf>,
+    /// [`Define::writes`].
+    pub writes: fn(&serde_yaml::Value, &str) -> Vec<PathBuf>,
     /// [`Define::build`].
     pub build: fn(&serde_yaml::Value, &BuildContext) -> Result<Built, OperatorError>,
 }
@@ -274,6 +282,7 @@ impl OperatorSpec {
             appendix: D::appendix,
             plan: |value, context| D::plan(&config_of(value)?, context),
             files: |value| config_of(value).map(|config| D::files(&config)).unwrap_or_default(),
+            writes: |value, node| config_of(value).map(|config| D::writes(&config, node)).unwrap_or_default(),
             build: |value, context| {
                 let operator = D::build(config_of(value)?, context)?;
                 let steps_per_epoch = operator.steps_per_epoch();

@@ -79,11 +79,11 @@ fn a_row_that_does_not_fit_is_named_at_its_step() {
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {
     let here = Workplace::new();
-    // A sink's file stands where the models are to go.
-    here.pipeline("p.yaml", &ORPO.replace("in: learner.metrics}", "in: learner.metrics, with: {file: policy}}"));
+    // A name that no file system takes.
+    let name = "policy".repeat(50);
+    here.pipeline("p.yaml", &ORPO.replace("  policy:", &format!("  {name}:")));
     let stderr = failing(&here, &[]);
-    says(&stderr, "node `policy` at step 1: ");
-    says(&stderr, "out/policy");
+    says(&stderr, &format!("node `{name}` at step 1: out/{name}: File name too long"));
 }
 
 /// Make the first weights of the model NaN.

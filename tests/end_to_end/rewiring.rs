@@ -162,8 +162,8 @@ fn two_sinks_read_one_output() {
     let same_file = nodes.replace(", file: fourth.jsonl", "");
     here.pipeline("same_file.yaml", &same_file);
     let said = here.sapo_flow(&["run", "same_file.yaml", "--run-dir", "same_file"]);
-    assert_eq!(said.code, Some(1));
-    assert!(said.stderr.contains("node `fourth`: same_file/metrics.jsonl: another sink writes"), "{}", said.stderr);
+    assert_eq!(said.code, Some(78));
+    assert!(said.stderr.contains("`every` and `fourth` both write `metrics.jsonl`"), "{}", said.stderr);
 }
 
 #[test]

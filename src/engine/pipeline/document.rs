@@ -14,7 +14,7 @@ use super::params::Params;
 use super::schema::{Validator, blame};
 use super::wiring::{self, Draft};
 use super::yaml::{self, Content, Entry, Yaml};
-use super::{config, lints, order, retractions, types};
+use super::{config, lints, order, retractions, types, written};
 use crate::graph::{Graph, Node, RunSettings};
 use crate::operator::{OperatorSpec, Registry};
 
@@ -70,6 +70,7 @@ pub(crate) fn lower(root: &Yaml, overrides: &[Override], registry: &Registry, re
     retractions::check(&drafts, report);
     check_epochs(filled.get("run"), &drafts, report);
     types::check_connections(&drafts, report);
+    written::check(&drafts, report);
     let order = order::dependency_order(&drafts, report)?;
     if report.has_errors() {
         return None;

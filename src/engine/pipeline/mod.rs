@@ -19,6 +19,7 @@
 //! | `scaffold`, `scaffold_text` | a first pipeline of given operators |
 //! | `wiring`, `types` | `in` blocks to typed edges |
 //! | `retractions` | edges over which something may be taken back |
+//! | `written` | what nodes write, each into a place of its own |
 //! | `order` | dependency order, or the chain of a cycle that nothing delays |
 //! | `lints` | what is legal and still looks like a mistake |
 //!
@@ -55,6 +56,7 @@ mod sweep;
 mod testing;
 mod types;
 mod wiring;
+mod written;
 mod yaml;
 
 pub use composite_doc::{CompositeDoc, CompositePort};
