@@ -79,7 +79,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "RUN_DIR", num_args = 0..=1, default_missing_value = "latest")]
     pub resume: Option<PathBuf>,
     /// Write into this directory, which must be new or empty [default: a new one named after pipeline and time]
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["resume", "dry_run"])]
     pub run_dir: Option<PathBuf>,
     /// Only tell what would be done: graph, steps, and an estimate of memory
     #[arg(long, conflicts_with = "resume")]
@@ -121,7 +121,7 @@ pub struct SweepArgs {
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub jobs: u16,
     /// Write into this directory, which must be new or empty [default: a new one named after pipeline and time]
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["resume", "dry_run"])]
     pub sweep_dir: Option<PathBuf>,
     /// Go on with a sweep: what is finished stays, what was interrupted or failed goes on from its newest checkpoint
     #[arg(long, value_name = "SWEEP_DIR", conflicts_with = "pipeline")]
@@ -317,18 +317,18 @@ pub struct GenerateArgs {
     /// Most tokens to generate
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
-    /// Softmax temperature; 0 always takes the likeliest token
+    /// Softmax temperature; 0 always takes the likeliest token, without draws
     #[arg(long, default_value_t = 0.7)]
     pub temperature: f64,
-    /// Draw from the k likeliest tokens; 0 from all
-    #[arg(long, value_name = "K", default_value_t = 50)]
-    pub top_k: usize,
-    /// Draw from the likeliest tokens that make up this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    pub top_p: f64,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
+    /// Draw from the k likeliest tokens; 0 from all [default: 50]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Draw from the likeliest tokens that make up this probability [default: 0.95]
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Seed of the draws [default: 42]
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value = "auto")]
     pub device: String,

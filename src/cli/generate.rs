@@ -11,11 +11,12 @@ use sapo_flow_training::{device, generate as decode};
 use tch::Kind;
 
 use super::args::{DtypeArg, GenerateArgs};
-use super::{Outcome, terminal};
+use super::{Failure, Outcome, terminal};
 
 /// Generate, and print what the model adds.
 pub fn generate(args: &GenerateArgs) -> Outcome {
     device::keep_memory();
+    let choice = choice(args)?;
     let tokenizer = TextTokenizer::load(&args.model)?;
     let prompt = prompt(args)?;
     let kind = match args.dtype {
@@ -23,10 +24,10 @@ pub fn generate(args: &GenerateArgs) -> Outcome {
         DtypeArg::Bfloat16 => Kind::BFloat16,
     };
     let model = Model::load(&args.model, device::parse(&args.device)?, kind)?;
-    let request =
-        Request { prompt_ids: encode_prompt(&tokenizer, &prompt)?, max_new_tokens: args.max_tokens, seed: args.seed };
+    let (prompt_ids, seed) = (encode_prompt(&tokenizer, &prompt)?, args.seed.unwrap_or(42));
+    let request = Request { prompt_ids, max_new_tokens: args.max_tokens, seed };
     let sampling = Sampling {
-        choice: choice(args),
+        choice,
         eos_ids: tokenizer.eos_ids().to_vec(),
         compute: Compute::new(kind),
         decoding: Decoding::default(),
@@ -37,15 +38,24 @@ pub fn generate(args: &GenerateArgs) -> Outcome {
     Ok(())
 }
 
-fn choice(args: &GenerateArgs) -> Choice {
+/// How tokens are chosen. What only draws depend on is refused where there are none.
+fn choice(args: &GenerateArgs) -> Result<Choice, Failure> {
     if args.temperature == 0.0 {
-        return Choice::Greedy;
+        let given =
+            [("--top-k", args.top_k.is_some()), ("--top-p", args.top_p.is_some()), ("--seed", args.seed.is_some())];
+        return match given.into_iter().find(|(_, given)| *given) {
+            Some((name, _)) => {
+                Err(Failure::Usage(format!("{name} has no effect with --temperature 0, which draws nothing")))
+            }
+            None => Ok(Choice::Greedy),
+        };
     }
-    Choice::Sample(Warpers {
+    let top_k = args.top_k.unwrap_or(50);
+    Ok(Choice::Sample(Warpers {
         temperature: args.temperature,
-        top_k: (args.top_k > 0).then_some(args.top_k),
-        top_p: Some(args.top_p),
-    })
+        top_k: (top_k > 0).then_some(top_k),
+        top_p: Some(args.top_p.unwrap_or(0.95)),
+    }))
 }
 
 /// The text before what is to be generated.
