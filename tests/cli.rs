@@ -506,7 +506,12 @@ fn what_cannot_be_read_is_named() {
     assert_eq!(said.code, Some(1));
     assert!(said.stderr.starts_with("error: model.gguf: not a GGUF file"), "{}", said.stderr);
     assert!(!here.path().join("out").exists());
-    let said = sapo_flow(here.path(), &["generate", "--model", "nowhere", "--prompt", "a"]);
-    assert_eq!(said.code, Some(1));
-    assert!(said.stderr.contains("nowhere/tokenizer.json"), "{}", said.stderr);
+    let missing = "No such file or directory (os error 2)";
+    for (arguments, file) in [
+        (&["generate", "--model", "nowhere", "--prompt", "a"][..], "nowhere/tokenizer.json"),
+        (&["import", "nothing.gguf", "out"], "nothing.gguf"),
+    ] {
+        let said = sapo_flow(here.path(), arguments);
+        assert_eq!((said.code, said.stderr), (Some(1), format!("error: {file}: {missing}\n")));
+    }
 }

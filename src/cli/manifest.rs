@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::directory::write_whole;
+use super::explained;
 
 const FILE: &str = "manifest.json";
 
@@ -211,7 +212,7 @@ pub fn end(directory: &Path, outcome: Result<&RunReport, &anyhow::Error>) -> any
             Ended { at, outcome, steps: Some(steps), total_steps: Some(*total_steps), error: None }
         }
         Err(error) => {
-            let error = Some(format!("{error:#}"));
+            let error = Some(explained(error));
             Ended { at, outcome: Ending::Failed, steps: None, total_steps: None, error }
         }
     };

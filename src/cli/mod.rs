@@ -83,7 +83,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) if terminal::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
-            terminal::message(&format!("error: {error:#}"));
+            terminal::message(&format!("error: {}", explained(&error)));
             ExitCode::from(1)
         }
         Err(Failure::Usage(message)) => {
@@ -93,6 +93,17 @@ pub fn main() -> ExitCode {
         Err(Failure::Invalid) => ExitCode::from(78),
         Err(Failure::Interrupted) => ExitCode::from(130),
     }
+}
+
+/// An error with its causes. Some messages, such as those of files, tell their cause themselves: it is not told again.
+fn explained(error: &anyhow::Error) -> String {
+    let mut told: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.last().is_some_and(|before| before.ends_with(&cause)) {
+            told.push(cause);
+        }
+    }
+    told.join(": ")
 }
 
 /// Show the findings about a pipeline.
@@ -105,4 +116,24 @@ fn show(diagnostics: &Diagnostics) {
 /// `1 step`, `2 steps`.
 fn count(number: usize, word: &str) -> String {
     format!("{number} {word}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+    use sapo_flow_training::Error;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = || std::io::Error::from_raw_os_error(libc::ENOENT);
+        let said = "No such file or directory (os error 2)";
+        let file = Error::io("a".as_ref())(missing());
+        assert_eq!(explained(&file.into()), format!("a: {said}"));
+        let file: anyhow::Result<()> = Err(Error::io("a".as_ref())(missing()).into());
+        assert_eq!(explained(&file.context("no run").unwrap_err()), format!("no run: a: {said}"));
+        let plain: anyhow::Result<()> = Err(missing().into());
+        assert_eq!(explained(&plain.context("cannot read a").unwrap_err()), format!("cannot read a: {said}"));
+    }
 }

@@ -12,7 +12,7 @@ use sapo_flow_engine::Metrics;
 use sapo_flow_engine::runtime::event::{Completion, Event};
 
 use super::report::{self, Evaluation, Evaluations};
-use super::terminal;
+use super::{explained, terminal};
 
 /// Metrics that the display tells, and what it calls them.
 const SHOWN: &[(&str, &str)] =
@@ -121,7 +121,7 @@ impl View {
                 }
                 let evaluation = Evaluation { metrics: Metrics::clone(&metrics), shown };
                 if let Err(error) = self.summary.evaluations.add(&node, version, evaluation) {
-                    tracing::warn!("{error:#}");
+                    tracing::warn!("{}", explained(&error));
                 }
             }
             Event::ModelSaved { node, path } => {

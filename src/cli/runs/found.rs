@@ -15,7 +15,7 @@ use crate::cli::manifest::{self, Ended, Ending, Manifest};
 use crate::cli::settings::{self, Settings};
 use crate::cli::sweep::jobs;
 use crate::cli::sweep::queue::{Job, Queue};
-use crate::cli::terminal;
+use crate::cli::{explained, terminal};
 
 const METRICS: &str = "metrics.jsonl";
 
@@ -126,7 +126,7 @@ impl Found {
     /// Tell people of what cannot be read, and why.
     pub fn warn(&self) {
         for Unreadable { error, .. } in &self.unreadable {
-            terminal::message(&format!("warning: {error:#}"));
+            terminal::message(&format!("warning: {}", explained(error)));
         }
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::args::{PageFormat, RunsArgs, RunsLsArgs, RunsShowArgs, RunsTableArgs, RunsVerb};
 use super::report::number;
-use super::{Outcome, count, terminal};
+use super::{Outcome, count, explained, terminal};
 use found::{Run, Unreadable};
 
 mod diff;
@@ -38,7 +38,7 @@ fn ls(args: &RunsLsArgs) -> Outcome {
     let text = match args.format {
         PageFormat::Json => {
             let damaged = |run: &Unreadable| {
-                let error = format!("{:#}", run.error);
+                let error = explained(&run.error);
                 json!({"run": run.directory.display().to_string(), "state": "unreadable", "error": error})
             };
             let runs: Vec<Value> = runs.iter().map(summary).chain(unreadable.iter().map(damaged)).collect();
