@@ -57,8 +57,9 @@ impl DecodingConfig {
             let message = "has no effect: with `look_every: 1` the host draws each token";
             issues.push(ConfigIssue::new("decoding.cuda_graphs", message));
         }
-        if self.int8_weights && !self.pack_weights {
-            let message = "has no effect: `int8_weights: true` has a layout of its own, and there is no plain way to it";
+        if self.int8_weights && self.pack_weights == Some(false) {
+            let message =
+                "has no effect: `int8_weights: true` has a layout of its own, and there is no plain way to it";
             issues.push(ConfigIssue::new("decoding.pack_weights", message));
         }
         issues

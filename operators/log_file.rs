@@ -153,7 +153,8 @@ mod tests {
                 found.list.iter().map(|found| format!("{}: {}\n", found.line, found.message)).collect()
             })
         };
-        let sink = |name: &str, with: &str| format!("  {name}: {{op: metrics_sink, in: learner.metrics, with: {{{with}}}}}\n");
+        let sink =
+            |name: &str, with: &str| format!("  {name}: {{op: metrics_sink, in: learner.metrics, with: {{{with}}}}}\n");
         let model = "  model: {op: checkpoint, in: learner.weights}\n";
         let samples = "  samples: {op: sample_sink, in: prompts.pairs, with: {tokenizer: m, file: model}}\n";
         assert_eq!(complaint(&[&sink("metrics", "file: models"), model, &sink("more", "file: more")].concat()), "");

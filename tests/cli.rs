@@ -91,7 +91,10 @@ fn wrong_usage_exits_with_2() {
         (&["run", "p.yaml", "--dry-run", "--run-dir", "e"], "cannot be used with"),
         (&["sweep", "p.yaml", "--dry-run", "--sweep-dir", "e"], "cannot be used with"),
         (&["generate", "--model", "m"], "required"),
-        (&["generate", "--model", "m", "--prompt", "a", "--temperature", "0", "--top-p", "0.9"], "--top-p has no effect"),
+        (
+            &["generate", "--model", "m", "--prompt", "a", "--temperature", "0", "--top-p", "0.9"],
+            "--top-p has no effect",
+        ),
         (&["generate", "--model", "m", "--prompt", "a", "--temperature", "0", "--top-k", "5"], "--top-k has no effect"),
         (&["generate", "--model", "m", "--prompt", "a", "--temperature", "0", "--seed", "42"], "--seed has no effect"),
         (&["generate", "--model", "m", "--prompt", "a", "--message", "user=b"], "cannot be used with"),

@@ -73,10 +73,9 @@ impl ServerConfig {
             // Not repeated: it may be a key, put there by mistake.
             expect(good, "api_key_env", "expected the name of an environment variable".into());
         }
-        for (key, issue) in [
-            ("timeout_seconds", limit_issue(self.timeout_seconds)),
-            ("retry_seconds", wait_issue(self.retry_seconds)),
-        ] {
+        for (key, issue) in
+            [("timeout_seconds", limit_issue(self.timeout_seconds)), ("retry_seconds", wait_issue(self.retry_seconds))]
+        {
             expect(issue.is_none(), key, issue.unwrap_or_default());
         }
         if let Some(requests) = self.requests_per_minute {

@@ -19,7 +19,8 @@ pub(crate) fn check(drafts: &[Draft], report: &mut Report) {
             Some((if other.starts_with(path) { path } else { other }, &drafts[*by]))
         });
         if let Some((place, by)) = clash {
-            let message = format!("`{}` and `{}` both write `{}` of the run directory", by.name, draft.name, place.display());
+            let message =
+                format!("`{}` and `{}` both write `{}` of the run directory", by.name, draft.name, place.display());
             let note = format!("`{}` is at {}", by.name, report.place(by.span));
             report.set_context(&draft.uses);
             report.error(draft.span, message).note(note).help("give one of them another name, or another `file`");

@@ -78,7 +78,9 @@ impl Config {
         // Tensors are listed for each before they are looked for: one out of all bounds would fill the memory.
         if num_hidden_layers > MAX_LAYERS as usize {
             let key = key("block_count");
-            return Err(metadata.error(format!("{key}: expected at most {MAX_LAYERS} layers, found {num_hidden_layers}")));
+            return Err(
+                metadata.error(format!("{key}: expected at most {MAX_LAYERS} layers, found {num_hidden_layers}"))
+            );
         }
         let rope_theta = metadata.real(&key("rope.freq_base"))?.unwrap_or(10_000.0);
         let embeddings = metadata.tensors().into_iter().find(|(name, ..)| *name == "token_embd.weight");
