@@ -192,10 +192,11 @@ fn gradient_differences(found: &Gradients, plain: &Gradients) -> [f64; 2] {
 /// Fused kernels and shared prefixes against plain kernels and padded rows, both in bfloat16. Through three layers and back,
 /// roundings at other places add up to 5 to 10 of the gradients, at most 13 of a parameter's, and 28 of a key's bias, whose
 /// gradient is what is left of larger numbers. (That is about what the plain path is off float32.) The loss and log-probabilities
-/// differ by a rounding or two. What is amiss makes 31 and more of all gradients.
+/// differ by a rounding or two. What is amiss makes 31 and more of all gradients, and one position too many of rejected responses
+/// 17.
 #[test]
 fn learning_in_bfloat16_is_near_the_plain_path() {
-    let is_near = |[all, largest]: [f64; 2]| all <= 16.0 && largest <= 32.0;
+    let is_near = |[all, largest]: [f64; 2]| all <= 12.0 && largest <= 32.0;
     for directory in golden::models() {
         let step = &golden::json(directory.join("expected.json"))["step"];
         let examples = examples_with_reference(&directory, step);
@@ -210,7 +211,7 @@ fn learning_in_bfloat16_is_near_the_plain_path() {
             assert!(is_near(sound) && sound[0] > 0.0, "{what}: {sound:?}");
             for (part, model) in amiss(&directory) {
                 let found = gradient_differences(&gradients(model, FUSED, objective.clone(), &examples).1, &plain);
-                assert!(found[0] > 16.0, "{what}, {part} amiss: {found:?}");
+                assert!(found[0] > 24.0, "{what}, {part} amiss: {found:?}");
             }
         }
     }
