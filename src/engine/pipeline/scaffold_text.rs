@@ -1,5 +1,7 @@
 //! A scaffold as text: its nodes with the settings of their operators' examples, and parameters for what these share.
 
+use std::path::PathBuf;
+
 use serde_yaml::{Mapping, Value};
 
 use super::scaffold::{Draft, Node, Wire};
@@ -13,6 +15,7 @@ impl Draft<'_> {
             self.nodes.iter().map(|node| self.settings(node)).collect::<Result<_, _>>()?;
         share_model(&mut settings, &mut params);
         self.share_data(&mut settings, &mut params);
+        self.part_files(&mut settings);
         let mut nodes = Mapping::new();
         for (node, with) in self.nodes.iter().zip(settings) {
             let mut entry = Mapping::new();
@@ -41,6 +44,20 @@ impl Draft<'_> {
         for (index, path) in paths.enumerate() {
             let name = if index == 0 { "data".to_owned() } else { format!("data_{}", index + 1) };
             params.insert(name.as_str().into(), std::mem::replace(path, format!("${{{name}}}").into()));
+        }
+    }
+
+    /// Give a sink that would write another one's file its own, named after the node.
+    fn part_files(&self, settings: &mut [Option<Value>]) {
+        let mut taken: Vec<PathBuf> = Vec::new();
+        for (node, with) in self.nodes.iter().zip(settings) {
+            let writes = |with: &Option<Value>| (node.spec.writes)(with.as_ref().unwrap_or(&Value::Null), &node.name);
+            if writes(with).iter().any(|path| taken.contains(path))
+                && let Value::Mapping(with) = with.get_or_insert_with(|| Mapping::new().into())
+            {
+                with.insert("file".into(), format!("{}.jsonl", node.name).into());
+            }
+            taken.extend(writes(with));
         }
     }
 

@@ -294,6 +294,16 @@ fn a_sentence_piece_vocabulary_merges_by_score() {
     assert_eq!(imported(&file).tokens("ab a").join(" "), "ab ▁a");
 }
 
+fn without_tokens(file: &mut GgufFile) {
+    file.set("tokenizer.ggml.model", Value::String("llama".into()));
+    for list in ["tokens", "token_type", "scores"] {
+        file.set(&format!("tokenizer.ggml.{list}"), Value::Array(Vec::new()));
+    }
+    for role in ["bos", "eos"] {
+        file.metadata.remove(&format!("tokenizer.ggml.{role}_token_id"));
+    }
+}
+
 #[test]
 fn what_cannot_be_imported_is_refused_by_name() {
     type Spoil = fn(&mut GgufFile);
@@ -319,18 +329,7 @@ fn what_cannot_be_imported_is_refused_by_name() {
             },
             "expected an even head size and at least one head, found 2, 0 heads",
         ),
-        (
-            |file| {
-                file.set("tokenizer.ggml.model", Value::String("llama".into()));
-                for list in ["tokens", "token_type", "scores"] {
-                    file.set(&format!("tokenizer.ggml.{list}"), Value::Array(Vec::new()));
-                }
-                for role in ["bos", "eos"] {
-                    file.metadata.remove(&format!("tokenizer.ggml.{role}_token_id"));
-                }
-            },
-            "tokenizer.ggml.tokens: expected at least one token, found none",
-        ),
+        (without_tokens, "tokenizer.ggml.tokens: expected at least one token, found none"),
         (|file| file.set_number("llama.expert_count", 8), "mixtures of experts are not supported"),
         (|file| file.set_number("llama.attention.head_count", 0), "expected an even head size and at least one head"),
         (
