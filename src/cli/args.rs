@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid pipeline, 130 interrupted after a checkpoint.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid pipeline, 130 interrupted: after a checkpoint, or at once
+by a second Ctrl-C.
 RUST_LOG=debug shows what goes on inside.";
 
 const SCHEMA: &str = "\

@@ -48,7 +48,7 @@ pub enum Failure {
     Usage(String),
     /// A pipeline is invalid, and its findings have been shown: 78.
     Invalid,
-    /// Interrupted after a checkpoint: 130.
+    /// Interrupted after a checkpoint: 130, as where a second Ctrl-C ends the process itself.
     Interrupted,
 }
 
