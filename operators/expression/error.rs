@@ -52,10 +52,9 @@ impl ExpressionError {
 
     /// At a byte of the text.
     pub(super) fn at_byte(text: &str, byte: usize, message: String, help: Option<String>) -> Self {
-        let (line, start) = text[..byte]
-            .match_indices('\n')
-            .last()
-            .map_or((1, 0), |(at, _)| (1 + text[..byte].matches('\n').count(), at + 1));
+        let before = &text[..byte];
+        let line = 1 + before.matches('\n').count();
+        let start = before.rfind('\n').map_or(0, |end| end + 1);
         ExpressionError { message, help, line, column: 1 + text[start..byte].chars().count() }
     }
 
