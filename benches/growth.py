@@ -242,6 +242,7 @@ def measure_all(options):
     """All runs into the report, the points in turn, so that each sees the same course of the machine."""
     cores = set(sorted(os.sched_getaffinity(0))[:options.cores])
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    versions = bench.machine(options)  # before the report changes the checkout
     found = {name: {} for name in options.curve}
     took = {}
     for repetition in range(options.repeats):
@@ -258,7 +259,7 @@ def measure_all(options):
                                   for figure in curve.figures)
                 bench.say(f"{name} {point}, {repetition + 1}: {shown}")
             with open(options.output, "w", encoding="utf-8") as file:
-                file.write(report(found, options, len(cores)))
+                file.write(report(found, versions, len(cores)))
 
 
 # The report
@@ -305,9 +306,8 @@ def section(curve, runs):
     return text + table(headings, rows_shown) + f"\nExponents over all points: {', '.join(summary)}.\n"
 
 
-def report(found, options, cores):
+def report(found, versions, cores):
     """The whole file."""
-    versions = bench.machine(options)
     counts = {len(runs) for curve in found.values() for runs in curve.values()}
     times = "once each" if counts == {1} else f"{min(counts)} to {max(counts)} times each" if len(counts) > 1 else \
         f"{max(counts)} times each"
