@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -117,6 +118,7 @@ def model_bytes(folder):
 def run(command, cores):
     """(lines with the seconds at which they came, seconds until the end, peak bytes, CPU seconds) of a process."""
     environment = os.environ | {"OMP_NUM_THREADS": str(len(cores)), "HF_HUB_OFFLINE": "1"}
+    environment["RUST_LOG"] = "warn,sapo_flow_training=debug"  # what an update takes
     began = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=CHECKOUT,
@@ -161,13 +163,16 @@ def run_ours(sapo_flow, model, objective, dtype, steps, seed, cores):
               if len(words) == 3 and words[0] in ("ema", "reference", "engine") and words[2].endswith("%")}
     with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
         metrics = [json.loads(line) for line in file]
+    found = (re.search(r"weights updated .*seconds=([0-9.e-]+)", line) for line, _ in lines)
+    updates = [float(update[1]) for update in found if update]
     parts = []
-    for before, line in zip(metrics, metrics[1:]):
+    for before, line, update in zip(metrics, metrics[1:], updates[1:]):
         tokens = line["num_tokens"] - before["num_tokens"]
         generated = line["segments/generated_tokens"]
         parts.append({
             "generated_tokens": generated, "generation": generated / line["segments/tokens/s"],
             "tokens": tokens, "learner": tokens / line["tokens/s"],
+            "optimizer": update, "forward_backward": tokens / line["tokens/s"] - update,
             **{name: seconds / steps for name, seconds in totals.items()},
         })
     shutil.rmtree(directory)

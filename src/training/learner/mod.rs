@@ -31,6 +31,7 @@ mod together;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -169,10 +170,13 @@ impl Learner {
         learning_rate: f64,
     ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
         let (gradients, outcomes) = self.gradients(parts, totals)?;
+        let began = Instant::now();
         let metrics = read_metrics(&outcomes, Some(&global_norm(&gradients)?))?;
         let state = check_finite(step, parts, &outcomes, &metrics)?;
         let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
         self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
+        // Of a CPU: what is sent to a GPU is done later.
+        tracing::debug!(step, seconds = began.elapsed().as_secs_f64(), "gradients clipped, weights updated");
         Ok((metrics, state))
     }
 
