@@ -176,7 +176,7 @@ fn gradients(
 }
 
 /// The norm of the difference as a share of the plain gradients' norm, in roundings: of all gradients, and the largest of a
-/// parameter's own.
+/// parameter's own but for biases of keys.
 fn gradient_differences(found: &Gradients, plain: &Gradients) -> [f64; 2] {
     let squared = |tensor: &Tensor| tensor.square().sum(Kind::Double).double_value(&[]);
     let (mut differences, mut norms, mut largest) = (0.0, 0.0, 0f64);
@@ -184,19 +184,21 @@ fn gradient_differences(found: &Gradients, plain: &Gradients) -> [f64; 2] {
         assert_eq!(found.kind(), Kind::Float, "{name}");
         let (difference, norm) = (squared(&(found - plain)), squared(plain));
         (differences, norms) = (differences + difference, norms + norm);
-        largest = largest.max((difference / norm).sqrt());
+        // The gradient of a key's bias is what is left of larger numbers, and so are its differences.
+        if !name.ends_with("k_proj.bias") {
+            largest = largest.max((difference / norm).sqrt());
+        }
     }
     [(differences / norms).sqrt(), largest].map(|share| share / ROUNDING)
 }
 
 /// Fused kernels and shared prefixes against plain kernels and padded rows, both in bfloat16. Through three layers and back,
-/// roundings at other places add up to 5 to 10 of the gradients, at most 13 of a parameter's, and 28 of a key's bias, whose
-/// gradient is what is left of larger numbers. (That is about what the plain path is off float32.) The loss and log-probabilities
-/// differ by a rounding or two. What is amiss makes 31 and more of all gradients, and one position too many of rejected responses
+/// roundings at other places add up to 5 to 10 of the gradients, and at most 13 of a parameter's, on a processor whose products
+/// are oneDNN's. (That is about what the plain path is off float32.) The loss and log-probabilities differ by a rounding or two. What is amiss makes 31 and more of all gradients, and one position too many of rejected responses
 /// 17.
 #[test]
 fn learning_in_bfloat16_is_near_the_plain_path() {
-    let is_near = |[all, largest]: [f64; 2]| all <= 12.0 && largest <= 32.0;
+    let is_near = |[all, largest]: [f64; 2]| all <= 14.0 && largest <= 24.0;
     for directory in golden::models() {
         let step = &golden::json(directory.join("expected.json"))["step"];
         let examples = examples_with_reference(&directory, step);
@@ -205,7 +207,7 @@ fn learning_in_bfloat16_is_near_the_plain_path() {
             let (expected, plain) = gradients(load(&directory), PLAIN, objective.clone(), &examples);
             let (metrics, found) = gradients(load(&directory), FUSED, objective.clone(), &examples);
             for name in ["loss", "logps/chosen", "logps/rejected"] {
-                golden::assert_close(&format!("{what}, {name}"), &[metrics[name]], &[expected[name]], 2.0 * ROUNDING);
+                golden::assert_close(&format!("{what}, {name}"), &[metrics[name]], &[expected[name]], 3.0 * ROUNDING);
             }
             let sound = gradient_differences(&found, &plain);
             assert!(is_near(sound) && sound[0] > 0.0, "{what}: {sound:?}");
