@@ -105,8 +105,12 @@ impl PlannedModel {
     /// What is to be said of sequences of so many tokens, where the model was made for shorter ones.
     pub fn note_on_length(&self, tokens: u64) -> Option<String> {
         let most = self.decoder.config.max_position_embeddings;
-        (i64::try_from(tokens).is_ok_and(|tokens| tokens > most)).then(|| {
-            format!("sequences of up to {tokens} tokens, which is more than the model was made for: max_position_embeddings {most}")
+        let is_longer = i64::try_from(tokens).is_ok_and(|tokens| tokens > most);
+        is_longer.then(|| {
+            format!(
+                "sequences of up to {tokens} tokens, which is more than the model was made for: max_position_embeddings \
+                 {most}"
+            )
         })
     }
 

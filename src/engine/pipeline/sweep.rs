@@ -90,12 +90,10 @@ pub(super) fn read(
         }
     }
     if let Values::OnCommandLine = values {
-        for given in list.iter().flatten() {
-            if let Some(other) = fixed.iter().find(|other| other.name == given.name) {
-                let message = format!("`{}` has its values in the list of `sweep`, and is {}", given.name, other.given);
-                report.error(given.name_span, message).help("leave it out of the list, or off the command line");
-                break;
-            }
+        let on_command_line = |given: &Override| fixed.iter().find(|other| other.name == given.name);
+        if let Some((given, other)) = list.iter().flatten().find_map(|given| Some((given, on_command_line(given)?))) {
+            let message = format!("`{}` has its values in the list of `sweep`, and is {}", given.name, other.given);
+            report.error(given.name_span, message).help("leave it out of the list, or off the command line");
         }
     }
     let seeds = read_seeds(block.get("seeds"), &mut report);
