@@ -12,12 +12,13 @@ use sapo_flow_engine::record::{PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::bema::{self, Powers};
 use sapo_flow_training::device;
+use sapo_flow_training::model::Kernels;
 use sapo_flow_training::parameters::ParameterSet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, device_issue};
+use crate::compute::{PlannedModel, device_issue, kernels};
 use crate::state;
 use crate::weights::{SharedWeights, Versions, shared_on};
 
@@ -83,6 +84,7 @@ pub struct Bema {
     config: BemaConfig,
     versions: Versions,
     averages: Option<Averages>,
+    kernels: Kernels,
     threads: usize,
     device: Option<Device>,
     restore_from: Option<PathBuf>,
@@ -136,7 +138,8 @@ impl Bema {
             *averages = Averages::of(policy);
         } else if version > start && (version - start).is_multiple_of(self.config.every) {
             let powers = self.config.powers();
-            let parameters = bema::update(&mut averages.plain, &policy.parameters, &averages.first, &powers, version)?;
+            let Averages { plain, first, .. } = averages;
+            let parameters = bema::update(plain, &policy.parameters, first, &powers, self.kernels, version)?;
             self.versions.push_next(version, parameters)?;
         }
         Ok(())
@@ -253,7 +256,8 @@ model: {op: checkpoint, in: bema}
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let versions = Versions::new(context.node, context.retained_versions);
         let device = config.device.as_deref().map(device::parse).transpose()?;
-        Ok(Bema { config, versions, averages: None, threads: context.threads, device, restore_from: None })
+        let (kernels, threads) = (kernels(context.run), context.threads);
+        Ok(Bema { config, versions, averages: None, kernels, threads, device, restore_from: None })
     }
 }
 

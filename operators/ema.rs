@@ -10,13 +10,14 @@ use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
+use sapo_flow_training::model::Kernels;
 use sapo_flow_training::parameters::ParameterSet;
 use sapo_flow_training::{device, ema};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, device_issue, kind};
+use crate::compute::{PlannedModel, device_issue, kernels, kind};
 use crate::draws::Draws;
 use crate::weights::{SharedWeights, Versions, shared_on};
 
@@ -50,6 +51,7 @@ pub struct Ema {
     config: EmaConfig,
     versions: Versions,
     random: Draws,
+    kernels: Kernels,
     threads: usize,
     device: Option<Device>,
     restore_from: Option<PathBuf>,
@@ -67,7 +69,7 @@ impl Ema {
         let (decay, version) = (self.config.decay, policy.version);
         let seed = self.random.seed(version, 0);
         if let Some(average) = self.versions.exclusive() {
-            ema::update(&mut average.parameters, &policy.parameters, decay, seed)?;
+            ema::update(&mut average.parameters, &policy.parameters, decay, self.kernels, seed)?;
             average.version = version;
         } else {
             let average = self.versions.newest().ok_or("stepped before its start")?;
@@ -186,6 +188,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let versions = Versions::new(context.node, context.retained_versions);
         let random = Draws::new(context.run.seed, context.node);
         let device = config.device.as_deref().map(device::parse).transpose()?;
-        Ok(Ema { config, versions, random, threads: context.threads, device, restore_from: None })
+        let (kernels, threads) = (kernels(context.run), context.threads);
+        Ok(Ema { config, versions, random, kernels, threads, device, restore_from: None })
     }
 }

@@ -132,8 +132,9 @@ pub struct RunSettings {
     /// Compute type: `float32`, `bfloat16`, or `auto`: bfloat16 where the device has instructions for it, else float32.
     /// Master weights are float32 in all cases, but where a learner's `weights` says otherwise.
     pub dtype: DtypeChoice,
-    /// What computes norms, gates, rotations, attention, float32 products and log-probabilities on a CPU: `fused`, in few
-    /// passes over memory and by the faster library, or `plain`, in libtorch's operators. With `plain` everything else goes
+    /// What computes norms, gates, rotations, attention, float32 products and log-probabilities on a CPU, and updates and
+    /// averages float32 weights on any device: `fused`, in few passes over memory and by the faster library, or `plain`, in
+    /// libtorch's operators. With `plain` everything else goes
     /// the plain way too unless its own key says otherwise: pairs are padded and prompts not shared, nothing is kept or laid
     /// out anew. Both give the same numbers but for the last bits.
     pub kernels: Kernels,

@@ -4,6 +4,7 @@
 use tch::no_grad;
 
 use crate::ema;
+use crate::model::Kernels;
 use crate::parameters::ParameterSet;
 use crate::{Error, Result};
 
@@ -48,13 +49,14 @@ pub fn update(
     policy: &ParameterSet,
     first: &ParameterSet,
     powers: &Powers,
+    kernels: Kernels,
     t: u64,
 ) -> Result<ParameterSet> {
     let share = powers.share(t);
     if !(0.0..=1.0).contains(&share) {
         return Err(Error::Argument(format!("BEMA: after update {t} the policy's share is {share}, expected 0 to 1")));
     }
-    ema::update(average, policy, 1.0 - share, t)?;
+    ema::update(average, policy, 1.0 - share, kernels, t)?;
     let correction = powers.correction(t);
     let corrected =
         average.iter().zip(policy.iter().zip(first.iter())).map(|((name, average), ((_, policy), (_, first)))| {
@@ -85,7 +87,7 @@ mod tests {
     fn the_average_lags_and_its_correction_makes_up_for_it() {
         let powers = Powers { lag: 1.0, multiplier: 1.0, ema: 0.5, bias: 1.0, min_share: 0.0 };
         let (mut average, first, policy) = (set([0.0, 4.0]), set([0.0, 4.0]), set([8.0, 0.0]));
-        let corrected = update(&mut average, &policy, &first, &powers, 3).unwrap();
+        let corrected = update(&mut average, &policy, &first, &powers, Kernels::Fused, 3).unwrap();
         assert_eq!(values(&average), [4.0, 2.0]);
         assert_eq!(values(&corrected), [6.0, 1.0]);
         assert_eq!(values(&policy), [8.0, 0.0]);
@@ -96,9 +98,17 @@ mod tests {
     fn weights_of_another_model_and_impossible_shares_are_refused() {
         let powers = Powers { lag: 1.0, multiplier: 1.0, ema: 0.5, bias: 1.0, min_share: 0.0 };
         let other = [("bias".to_owned(), Tensor::from_slice(&[1.0f32]))].into_iter().collect();
-        let error = update(&mut set([0.0; 2]), &other, &set([0.0; 2]), &powers, 3).unwrap_err().to_string();
+        let error =
+            update(&mut set([0.0; 2]), &other, &set([0.0; 2]), &powers, Kernels::Fused, 3).unwrap_err().to_string();
         assert!(error.contains("weight") && error.contains("bias"), "{error}");
-        let error = update(&mut set([0.0; 2]), &set([0.0; 2]), &set([0.0; 2]), &Powers { lag: 0.25, ..powers }, 0);
+        let error = update(
+            &mut set([0.0; 2]),
+            &set([0.0; 2]),
+            &set([0.0; 2]),
+            &Powers { lag: 0.25, ..powers },
+            Kernels::Fused,
+            0,
+        );
         assert!(error.unwrap_err().to_string().contains("share is 2"), "0.25^-0.5 = 2");
     }
 }

@@ -9,17 +9,24 @@
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::blocks::{Blockwise, in_blocks};
+use crate::model::Kernels;
 use crate::native::foreach_lerp;
 use crate::parameters::ParameterSet;
 use crate::rounding::Rounding;
 use crate::{Error, Result};
 
-/// Update `average` in place. How a bfloat16 average is rounded is a function of `seed`, which should be another for every
-/// update.
-pub fn update(average: &mut ParameterSet, policy: &ParameterSet, decay: f64, seed: u64) -> Result<()> {
+/// Update `average` in place; with fused `kernels` on CUDA all tensors in a few launches. How a bfloat16 average is rounded
+/// is a function of `seed`, which should be another for every update.
+pub fn update(
+    average: &mut ParameterSet,
+    policy: &ParameterSet,
+    decay: f64,
+    kernels: Kernels,
+    seed: u64,
+) -> Result<()> {
     check(average, policy, decay)?;
-    let fused = |tensor: &Tensor| tensor.device() != Device::Cpu && tensor.kind() == Kind::Float;
-    if average.iter().all(|(_, tensor)| fused(tensor)) {
+    let is_for_it = |tensor: &Tensor| tensor.device() != Device::Cpu && tensor.kind() == Kind::Float;
+    if kernels == Kernels::Fused && average.iter().all(|(_, tensor)| is_for_it(tensor)) {
         return no_grad(|| lerp_together(average, policy, 1.0 - decay));
     }
     let target = average.shallow_clone();
@@ -163,7 +170,7 @@ mod tests {
             assert_eq!(values(&buffers), expected);
             assert_eq!(values(&updated(&average, &policy, decay, 0).unwrap()), expected);
             assert_eq!(values(&average), [0.0, 4.0, 4.0], "the old average is left alone");
-            update(&mut average, &policy, decay, 0).unwrap();
+            update(&mut average, &policy, decay, Kernels::Fused, 0).unwrap();
             assert_eq!(values(&average), expected);
         }
     }
@@ -171,7 +178,7 @@ mod tests {
     #[test]
     fn weights_of_another_model_are_refused() {
         let other = [("bias".to_owned(), Tensor::from_slice(&[1.0f32]))].into_iter().collect();
-        let error = update(&mut set([0.0; 3]), &other, 0.5, 0).unwrap_err().to_string();
+        let error = update(&mut set([0.0; 3]), &other, 0.5, Kernels::Fused, 0).unwrap_err().to_string();
         assert!(error.contains("weight") && error.contains("bias"), "{error}");
         assert!(updated(&set([0.0; 3]), &ParameterSet::default(), 0.5, 0).is_err());
     }
@@ -179,7 +186,7 @@ mod tests {
     #[test]
     fn tensors_together_are_mixed_as_one_by_one() {
         let (mut plain, together, policy) = (set([0.0, 4.0, 4.0]), set([0.0, 4.0, 4.0]), set([1.0, -2.0, 8.0]));
-        update(&mut plain, &policy, 0.75, 0).unwrap();
+        update(&mut plain, &policy, 0.75, Kernels::Plain, 0).unwrap();
         no_grad(|| lerp_together(&together, &policy, 0.25)).unwrap();
         assert_eq!(values(&together), values(&plain));
     }
@@ -202,7 +209,7 @@ mod tests {
                 let again = updated(&before, &policy, 0.999, step).unwrap();
                 assert_eq!(average.get("weight").unwrap(), again.get("weight").unwrap());
             } else {
-                update(&mut average, &policy, 0.999, step).unwrap();
+                update(&mut average, &policy, 0.999, Kernels::Fused, step).unwrap();
             }
         }
         let average = average.get("weight").unwrap();

@@ -122,7 +122,8 @@ impl Learner {
             return Err(Error::Argument(message.into()));
         }
         let frozen = frozen::frozen(&parameters, &settings.freeze)?;
-        let optimizer = Optimizer::new(settings.optimizer, &trained(&parameters, &frozen), settings.seed)?;
+        let kernels = settings.compute.kernels;
+        let optimizer = Optimizer::new(settings.optimizer, kernels, &trained(&parameters, &frozen), settings.seed)?;
         let objective_state = settings.objective.needs().state.clone();
         Ok(Learner { decoder, settings, parameters, frozen, optimizer, tokens_seen: 0, objective_state })
     }

@@ -37,15 +37,15 @@ pub struct Compute {
     pub kernels: Kernels,
 }
 
-/// What computes norms, gates, rotations, attention, float32 products and log-probabilities on a CPU. Both give the same
-/// numbers but for the last bits.
+/// What computes norms, gates, rotations, attention, float32 products and log-probabilities on a CPU, and updates and averages
+/// float32 weights on any device. Both give the same numbers but for the last bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kernels {
     /// In as few passes over memory as may be, [`native::fused`](crate::native::fused), and by the library that is faster
-    /// there, [`native::products`](crate::native::products).
+    /// there, [`native::products`](crate::native::products). On GPUs only AdamW and averages have fused kernels.
     #[default]
     Fused,
-    /// Compositions of libtorch's operators: the plain way. GPUs always go it.
+    /// Compositions of libtorch's operators: the plain way.
     Plain,
 }
 

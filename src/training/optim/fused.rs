@@ -1,16 +1,15 @@
-//! AdamW by ATen's fused kernel: on CUDA all parameters in a few launches, in one pass over memory.
+//! AdamW by ATen's fused kernel: one pass over memory, on CUDA in a few launches for all parameters.
 
-use tch::{Device, Kind};
+use tch::Kind;
 
 use super::span::{Span, Update};
 use crate::Result;
 use crate::device::upload;
 use crate::native::{FusedAdamw, FusedTensors, fused_adamw};
 
-/// Whether these spans, whole parameters, are for the fused kernel.
+/// Whether these spans, whole parameters, are of the type that the fused kernel is for.
 pub(super) fn takes(spans: &[Span]) -> bool {
-    let is_for_it = |span: &Span| span.parameter.device() != Device::Cpu && span.parameter.kind() == Kind::Float;
-    !spans.is_empty() && spans.iter().all(is_for_it)
+    spans.iter().all(|span| span.parameter.kind() == Kind::Float)
 }
 
 /// The update of [`adamw::update`](super::adamw::update), of all these at once.
@@ -45,50 +44,54 @@ pub(super) fn adamw(spans: Vec<Span>, update: &Update, betas: [f64; 2], eps: f64
 
 #[cfg(test)]
 mod tests {
-    use tch::{Tensor, no_grad};
+    use tch::{Device, Tensor};
+
+    use crate::device;
+    use crate::model::Kernels;
+    use crate::optim::{Optimizer, Rule};
 
     use super::*;
-    use crate::optim::{Optimizer, Part, Rule};
 
     const RULE: Rule = Rule::Adamw { beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.1 };
 
-    /// A matrix, which decays, and a vector.
+    /// A matrix, which decays and is long enough to be shared out to threads, and a vector.
     fn parameters() -> Vec<(String, Tensor)> {
         let numbers = |count: i64| (Tensor::arange(count, (Kind::Float, Device::Cpu)) * 1.3).sin();
-        vec![("matrix".into(), numbers(7 * 301).view([7, 301])), ("vector".into(), numbers(33))]
+        vec![("matrix".into(), numbers(7 * 30_011).view([7, 30_011])), ("vector".into(), numbers(33))]
     }
 
     fn gradients(step: i64) -> Vec<Tensor> {
         parameters().iter().map(|(_, parameter)| (parameter * step).cos()).collect()
     }
 
-    /// ATen has the kernel for CPUs too, and the plain path is compared with PyTorch's optimizer elsewhere.
-    #[test]
-    fn the_fused_kernel_updates_as_the_plain_path_does() {
-        let (plain, fused) = (parameters(), parameters());
-        let mut optimizers = [Optimizer::new(RULE, &plain, 0).unwrap(), Optimizer::new(RULE, &fused, 0).unwrap()];
+    /// The parameters after five updates, the third of which is clipped.
+    fn updated(kernels: Kernels, threads: usize) -> Vec<(String, Tensor)> {
+        device::set_threads(threads);
+        let parameters = parameters();
+        let mut optimizer = Optimizer::new(RULE, kernels, &parameters, 0).unwrap();
         for step in 1..=5 {
             let scale = if step == 3 { 0.25 } else { 1.0 };
-            let [plainly, by_kernel] = &mut optimizers;
-            plainly.step(&plain, gradients(step), 0.01, scale).unwrap();
-            let parts = fused.iter().zip(gradients(step)).enumerate();
-            let part = |(index, ((_, parameter), gradient)): (usize, (&(String, Tensor), Tensor))| {
-                by_kernel.span(&Part { index, parameter: parameter.shallow_clone(), gradient }).unwrap()
-            };
-            let spans: Vec<Span> = parts.map(part).collect();
-            let update = Update {
-                rule: RULE,
-                learning_rate: 0.01,
-                gradient_scale: scale,
-                step: step as u64,
-                maps: None,
-                rounding: None,
-            };
-            no_grad(|| adamw(spans, &update, [0.9, 0.98], 1e-8, 0.1)).unwrap();
+            optimizer.step(&parameters, gradients(step), 0.01, scale).unwrap();
         }
+        parameters
+    }
+
+    /// The plain path is compared with PyTorch's optimizer elsewhere.
+    #[test]
+    fn the_fused_kernel_updates_as_the_plain_path_does() {
+        let (plain, fused) = (updated(Kernels::Plain, 1), updated(Kernels::Fused, 1));
         for ((name, plain), (_, fused)) in plain.iter().zip(&fused) {
             assert!(plain.allclose(fused, 1e-6, 1e-7, false), "{name}");
         }
         assert!(plain[0].1 != parameters()[0].1);
+        assert!(plain[0].1 != fused[0].1, "sums in another order differ in some last bit");
+    }
+
+    #[test]
+    fn the_fused_kernel_gives_the_same_bytes_with_any_number_of_threads() {
+        let alone = updated(Kernels::Fused, 1);
+        for threads in [2, 3, 7] {
+            assert_eq!(updated(Kernels::Fused, threads), alone, "{threads} threads");
+        }
     }
 }

@@ -6,12 +6,12 @@
 //! | `span` | part of a parameter, and what a rule does to it |
 //! | `adamw`, `rmsprop`, `sgd` | the rules |
 //! | `adamw_8bit`, `quantised` | AdamW with its state in 8 bits |
-//! | `fused` | AdamW on CUDA |
+//! | `fused` | AdamW by ATen's kernel |
 //! | `clip` | norms of gradients |
 //! | [`schedule`] | learning rates |
 //!
-//! An update works through memory once: on a CPU in blocks, on CUDA by ATen's fused kernel where there
-//! is one for the rule.
+//! An update works through memory once: by ATen's fused kernel where there is one for the rule and the
+//! parameters' type, else in blocks of libtorch's operators, which is also what plain kernels stand for.
 
 mod adamw;
 mod adamw_8bit;
@@ -34,6 +34,7 @@ pub use schedule::{Schedule, ScheduleKind, Warmup};
 
 use crate::blocks::in_blocks;
 use crate::generate::random;
+use crate::model::Kernels;
 use crate::parameters::ParameterSet;
 use crate::rounding::Rounding;
 use crate::{Error, Result};
@@ -44,6 +45,7 @@ use span::{Span, Update};
 /// An optimizer's running state for a list of parameters.
 pub struct Optimizer {
     rule: Rule,
+    kernels: Kernels,
     names: Vec<String>,
     /// For every parameter, one tensor per slot.
     state: Vec<Vec<Tensor>>,
@@ -67,7 +69,7 @@ pub struct Part {
 impl Optimizer {
     /// An optimizer for these parameters, which every later call must pass in the same order. How parameters in bfloat16
     /// are rounded follows from `seed`; others are f32 or f64.
-    pub fn new(rule: Rule, parameters: &[(String, Tensor)], seed: u64) -> Result<Self> {
+    pub fn new(rule: Rule, kernels: Kernels, parameters: &[(String, Tensor)], seed: u64) -> Result<Self> {
         rule.check()?;
         let mut state = Vec::with_capacity(parameters.len());
         for (_, parameter) in parameters {
@@ -82,7 +84,7 @@ impl Optimizer {
             _ => None,
         };
         let names = parameters.iter().map(|(name, _)| name.clone()).collect();
-        Ok(Optimizer { rule, names, state, steps: 0, maps, seed, rounding: None })
+        Ok(Optimizer { rule, kernels, names, state, steps: 0, maps, seed, rounding: None })
     }
 
     /// Updates done so far, or begun.
@@ -131,7 +133,9 @@ impl Optimizer {
             rounding: self.rounding.as_ref().filter(|_| is_rounded),
         };
         match self.rule {
-            Rule::Adamw { beta1, beta2, eps, weight_decay } if fused::takes(&spans) => {
+            Rule::Adamw { beta1, beta2, eps, weight_decay }
+                if self.kernels == Kernels::Fused && fused::takes(&spans) =>
+            {
                 no_grad(|| fused::adamw(spans, &update, [beta1, beta2], eps, weight_decay))
             }
             _ => in_blocks(device, spans, |span| span.update(&update)),

@@ -1,5 +1,6 @@
 //! Optimizer trajectories of PyTorch: golden/optimizers.json.
 
+use sapo_flow_training::model::Kernels;
 use sapo_flow_training::optim::{Optimizer, Rule};
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -24,22 +25,26 @@ fn rule(case: &Value) -> Rule {
 #[test]
 fn trajectories_match() {
     for case in golden::cases("optimizers.json", 4) {
-        let rule = rule(&case);
-        let learning_rate = case["params"]["lr"].as_f64().unwrap();
-        // A matrix, since weight decay leaves vectors alone.
-        let weight = Tensor::from_slice(&golden::floats(&case["initial"])).view([-1, 1]).set_requires_grad(true);
-        let parameters = vec![("weight".to_owned(), weight)];
-        let mut optimizer = Optimizer::new(rule, &parameters, 0).unwrap();
-        let gradients = case["grads"].as_array().unwrap();
-        let expected = case["after_each_step"].as_array().unwrap();
-        assert_eq!(gradients.len(), expected.len());
-        for (step, (gradient, expected)) in gradients.iter().zip(expected).enumerate() {
-            let gradient = Tensor::from_slice(&golden::floats(gradient)).view([-1, 1]);
-            optimizer.step(&parameters, vec![gradient], learning_rate, 1.0).unwrap();
-            let found: Vec<f64> = parameters[0].1.detach().view(-1).try_into().unwrap();
-            let what = format!("{} after step {step}", case["optimizer"]);
-            golden::assert_close(&what, &found, &golden::floats(expected), 1e-12);
-        }
+        check(&case, Kernels::Plain, Kind::Double, 1e-12);
+        check(&case, Kernels::Plain, Kind::Float, 1e-6);
+        check(&case, Kernels::Fused, Kind::Float, 1e-6);
+    }
+}
+
+fn check(case: &Value, kernels: Kernels, kind: Kind, tolerance: f64) {
+    let numbers = |numbers: &Value| Tensor::from_slice(&golden::floats(numbers)).view([-1, 1]).to_kind(kind);
+    let learning_rate = case["params"]["lr"].as_f64().unwrap();
+    // A matrix, since weight decay leaves vectors alone.
+    let parameters = vec![("weight".to_owned(), numbers(&case["initial"]).set_requires_grad(true))];
+    let mut optimizer = Optimizer::new(rule(case), kernels, &parameters, 0).unwrap();
+    let gradients = case["grads"].as_array().unwrap();
+    let expected = case["after_each_step"].as_array().unwrap();
+    assert_eq!(gradients.len(), expected.len());
+    for (step, (gradient, expected)) in gradients.iter().zip(expected).enumerate() {
+        optimizer.step(&parameters, vec![numbers(gradient)], learning_rate, 1.0).unwrap();
+        let found: Vec<f64> = parameters[0].1.detach().view(-1).to_kind(Kind::Double).try_into().unwrap();
+        let what = format!("{} after step {step}, {kernels:?} kernels, {kind:?}", case["optimizer"]);
+        golden::assert_close(&what, &found, &golden::floats(expected), tolerance);
     }
 }
 
@@ -52,14 +57,14 @@ fn a_large_tensor_updated_by_threads_in_blocks_is_updated_as_its_parts_are() {
     let rule = Rule::Adamw { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
 
     let whole = vec![("whole".to_owned(), weight.copy())];
-    let mut optimizer = Optimizer::new(rule, &whole, 0).unwrap();
+    let mut optimizer = Optimizer::new(rule, Kernels::Plain, &whole, 0).unwrap();
     optimizer.step(&whole, vec![gradient.copy()], 0.01, 0.5).unwrap();
 
     let parts: Vec<(String, Tensor)> = (0..columns)
         .step_by(7_000)
         .map(|at| (at.to_string(), weight.narrow(1, at, 7_000.min(columns - at)).copy()))
         .collect();
-    let mut optimizer = Optimizer::new(rule, &parts, 0).unwrap();
+    let mut optimizer = Optimizer::new(rule, Kernels::Plain, &parts, 0).unwrap();
     let gradients = (0..columns).step_by(7_000).map(|at| gradient.narrow(1, at, 7_000.min(columns - at)).copy());
     optimizer.step(&parts, gradients.collect(), 0.01, 0.5).unwrap();
     let joined = Tensor::cat(&parts.iter().map(|(_, part)| part).collect::<Vec<_>>(), 1);
@@ -110,7 +115,7 @@ mod adamw_8bit {
         let parameters: Vec<(String, Tensor)> =
             shapes.iter().map(|(name, shape)| (name.clone(), numbers(shape, 0))).collect();
         let rule = Rule::Adamw8bit { beta1, beta2, eps, weight_decay };
-        let mut optimizer = Optimizer::new(rule, &parameters, 0).unwrap();
+        let mut optimizer = Optimizer::new(rule, Kernels::Fused, &parameters, 0).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
         let steps = recorded["steps"].as_object().unwrap();
@@ -144,7 +149,7 @@ mod adamw_8bit {
             optimizer.step(parameters, gradients, 0.01, 0.5).unwrap();
         };
         let straight = parameters();
-        let mut optimizer = Optimizer::new(rule, &straight, 0).unwrap();
+        let mut optimizer = Optimizer::new(rule, Kernels::Fused, &straight, 0).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
         (1..=3).for_each(|at| step(&mut optimizer, &straight, at));
@@ -152,12 +157,12 @@ mod adamw_8bit {
         let resumed: Vec<_> = straight.iter().map(|(name, parameter)| (name.clone(), parameter.copy())).collect();
         (4..=6).for_each(|at| step(&mut optimizer, &straight, at));
 
-        let mut optimizer = Optimizer::new(rule, &resumed, 0).unwrap();
+        let mut optimizer = Optimizer::new(rule, Kernels::Fused, &resumed, 0).unwrap();
         optimizer.load(&path).unwrap();
         (4..=6).for_each(|at| step(&mut optimizer, &resumed, at));
         assert_eq!(straight, resumed);
         let plain = Rule::Adamw { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1 };
-        let error = Optimizer::new(plain, &resumed, 0).unwrap().load(&path).unwrap_err().to_string();
+        let error = Optimizer::new(plain, Kernels::Fused, &resumed, 0).unwrap().load(&path).unwrap_err().to_string();
         assert!(error.contains("`weight.exp_avg` is missing"), "{error}");
     }
 }
