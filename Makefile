@@ -65,6 +65,7 @@ test: libtorch data
 
 # No test: it takes long, and nothing depends on its figures. BENCH="--minutes 10" and the like: see benches/bench.py.
 bench: setup
+	cargo build --release --workspace --example decode_speed
 	$(PYTHON) benches/bench.py --sapo-flow $(SAPO_FLOW) $(BENCH)
 
 bench-growth: build

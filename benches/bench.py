@@ -6,7 +6,9 @@
 
 Needs a release build, the model and the data of `make setup`. Both sides run one after the other, ABAB..., on the same
 cores with as many threads, over the same file of conversations: answers and questions of data/chat.jsonl joined until
-they have the lengths that the bench is about. The first step of a run warms up, and counts for the start-up time only.
+they have the lengths that the bench is about. Both do the same work: the peer rewrites the rows that sapo-flow drew, from
+the same starts and to the same lengths, and both learn from what they wrote in that step; that the tokens are as many is
+checked. The first step of a run warms up, and counts for the start-up time only.
 
 The peer's Python is a virtual environment in the cache of scripts/setup.py, made the first time from PyPI (2 to 3 GB to
 download, 5 GB kept: PyTorch comes with CUDA there); --python takes one that has torch, transformers and trl already.
@@ -33,6 +35,7 @@ CHECKOUT = os.path.dirname(HERE)
 PEER, LIMITS, SMALL_MODEL = (os.path.join(HERE, name) for name in ("peer_sapo.py", "limits.py", "small_model.py"))
 WORK = os.path.join(CHECKOUT, "runs", "bench")
 DATA = os.path.join(WORK, "chat.jsonl")
+PLAN = os.path.join(WORK, "plan.jsonl")
 RESULTS = os.path.join(WORK, "results.json")
 BOUNDS = os.path.join(HERE, "bounds.md")
 MODELS = {
@@ -112,6 +115,14 @@ def model_bytes(folder):
     return total
 
 
+def head_parameters(folder):
+    """Parameters of the output head, which is the embedding in the models here."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    assert config["tie_word_embeddings"], folder
+    return config["vocab_size"] * config["hidden_size"]
+
+
 # Runs
 
 
@@ -148,7 +159,7 @@ def record(done, steps, peak, cpu, parts):
 
 
 def run_ours(sapo_flow, model, objective, dtype, steps, seed, cores):
-    """A run of sapo-flow: times of steps from its lines, of their parts from its metrics."""
+    """A run of sapo-flow: times of steps from its lines, of their parts from its metrics; and what it drew, in PLAN."""
     directory = os.path.join(WORK, "run")
     shutil.rmtree(directory, ignore_errors=True)
     command = [sapo_flow, "run", os.path.join(HERE, f"sapo_{objective}.yaml"), "--run-dir", directory]
@@ -163,26 +174,38 @@ def run_ours(sapo_flow, model, objective, dtype, steps, seed, cores):
               if len(words) == 3 and words[0] in ("ema", "reference", "engine") and words[2].endswith("%")}
     with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
         metrics = [json.loads(line) for line in file]
-    found = (re.search(r"weights updated .*seconds=([0-9.e-]+)", line) for line, _ in lines)
-    updates = [float(update[1]) for update in found if update]
     parts = []
-    for before, line, update in zip(metrics, metrics[1:], updates[1:]):
+    for before, line, done_by_learner in zip(metrics, metrics[1:], learner_steps(lines)[1:]):
         tokens = line["num_tokens"] - before["num_tokens"]
         generated = line["segments/generated_tokens"]
+        learner = tokens / line["tokens/s"]
         parts.append({
             "generated_tokens": generated, "generation": generated / line["segments/tokens/s"],
-            "tokens": tokens, "learner": tokens / line["tokens/s"],
-            "optimizer": update, "forward_backward": tokens / line["tokens/s"] - update,
+            "tokens": tokens, "learner": learner, **done_by_learner,
+            "forward_backward": learner - done_by_learner["optimizer"],
             **{name: seconds / steps for name, seconds in totals.items()},
         })
+    os.replace(os.path.join(directory, "samples.jsonl"), PLAN)
     shutil.rmtree(directory)
     return record(done, steps, peak, cpu, parts)
 
 
+def learner_steps(lines):
+    """What the learner says of each step: positions that went through the model, rows of logits, and the update's time."""
+    steps, work = [], {"positions": 0, "logit_rows": 0}
+    for line, _ in lines:
+        if found := re.search(r"forward and backward pass positions=(\d+) logit_rows=(\d+)", line):
+            work = {"positions": work["positions"] + int(found[1]), "logit_rows": work["logit_rows"] + int(found[2])}
+        elif found := re.search(r"weights updated .*seconds=([0-9.e-]+)", line):
+            steps.append(work | {"optimizer": float(found[1])})
+            work = {"positions": 0, "logit_rows": 0}
+    return steps
+
+
 def run_peer(python, model, objective, dtype, steps, seed, cores):
-    """A run of the peer, which prints what each step and its parts took."""
+    """A run of the peer, which prints what each step and its parts took, and does what sapo-flow's last run did."""
     command = [python, PEER, "--model", MODELS[model], "--data", DATA, "--objective", objective, "--dtype", dtype]
-    command += ["--steps", str(steps), "--batch-size", str(BATCH), "--seed", str(seed)]
+    command += ["--steps", str(steps), "--batch-size", str(BATCH), "--seed", str(seed), "--plan", PLAN]
     lines, _, peak, cpu = run(command, cores)
     lines = [(json.loads(line), seconds) for line, seconds in lines if line.startswith('{"step"')]
     done = [seconds for _, seconds in lines]
@@ -204,7 +227,9 @@ def measure(options, python):
     lines, *_ = run([python, LIMITS], cores)
     results = {
         "limits": json.loads(lines[-1][0]),
+        "decoding": decoding(options, cores),
         "model_bytes": {name: model_bytes(folder) for name, folder in MODELS.items()},
+        "head_parameters": {name: head_parameters(folder) for name, folder in MODELS.items()},
         "versions": versions(python, options),
         "cores": len(cores),
         "steps": options.steps,
@@ -221,12 +246,16 @@ def measure(options, python):
             # Each pair of runs has a seed of its own: other rows, and other places in their answers.
             settings = (model, objective, dtype, options.steps + 1, pair, cores)
             began, busy = time.monotonic(), busy_seconds()
-            # Each is the first of every other pair, lest one always finds the machine as the other left it.
-            for side in (("ours", "peer") if pair % 2 == 0 else ("peer", "ours")):
-                one = run_ours(options.sapo_flow, *settings) if side == "ours" else run_peer(python, *settings)
-                runs[side].append(one)
+            # Each is the first of every other pair, lest one always finds the machine as the other left it. For the
+            # peer to be the first, a run that does not count finds out what there is to do.
+            order = ["ours", "peer"] if pair % 2 == 0 else ["plan", "peer", "ours"]
+            done = {side: run_peer(python, *settings) if side == "peer" else run_ours(options.sapo_flow, *settings)
+                    for side in order}
+            check_same_work(case, done["ours"], done["peer"])
+            for side, those in runs.items():
+                those.append(done[side])
             took[case] = time.monotonic() - began
-            own = runs["ours"][-1]["cpu_seconds"] + runs["peer"][-1]["cpu_seconds"]
+            own = sum(one["cpu_seconds"] for one in done.values())
             results["others"].append(max(0.0, busy_seconds() - busy - own) / (took[case] * os.cpu_count()))
             ours, peer = (statistics.median(runs[side][-1]["step"]) for side in ("ours", "peer"))
             say(f"{case}, pair {pair + 1}: {ours:.2f} s, peer {peer:.2f} s, ratio {peer / ours:.2f}")
@@ -234,6 +263,23 @@ def measure(options, python):
             with open(RESULTS, "w", encoding="utf-8") as file:
                 json.dump(results, file)
             write_report(results, options.output)
+
+
+def decoding(options, cores):
+    """What decode_speed, an example of the training crate, prints of SmolLM2, if it was built."""
+    program = os.path.join(os.path.dirname(options.sapo_flow), "examples", "decode_speed")
+    if not os.path.exists(program):
+        say(f"{program} is not there, so decoding by itself is left out: cargo build --release --workspace --examples")
+        return []
+    lines, *_ = run([program, MODELS["smollm2"], str(BATCH), str(len(cores))], cores)
+    return [line for line, _ in lines]
+
+
+def check_same_work(case, ours, peer):
+    """Both sides must have written and learned from as many tokens in every step."""
+    work = [[(part["generated_tokens"], part["tokens"]) for part in side["parts"]] for side in (ours, peer)]
+    if work[0] != work[1]:
+        sys.exit(f"{case}: tokens written and learned from by step: {work[0]} by sapo-flow, {work[1]} by the peer")
 
 
 def write_report(results, path):

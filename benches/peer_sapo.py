@@ -2,6 +2,7 @@
 """The peer of `make bench`: SAPO's step with PyTorch and transformers, as a good user would write it.
 
     peer_sapo.py --model DIR --data chat.jsonl --objective orpo --dtype float32 --steps 3
+    peer_sapo.py ... --plan samples.jsonl  the same work as that run of sapo-flow: its rows, starts and lengths
     peer_sapo.py --check tests/golden      compares losses, segments, splices and draws with stored values
 
 A step is what sapo_orpo.yaml and sapo_dpo.yaml beside this file do: the EMA model rewrites a segment of each answer
@@ -11,6 +12,9 @@ concatenated forward pass over chosen and rejected as in TRL's trainers, TRL's l
 bfloat16 is how TRL's `bf16=True` trains: float32 weights under torch.autocast, and logits in float32 for the loss, as
 accelerate hands them out. What is only read, the EMA model when it writes and DPO's reference, is a bfloat16 copy,
 which needs no casting at every call.
+
+With --plan, segments begin where those of a run of sapo-flow did and have as many tokens, and a step learns from its own
+pairs: a batch is written to the end of its longest row, and each row's tokens are cut to the length that is asked for.
 
 One JSON object a line: what a step took, in seconds; at last the peak of resident memory.
 """
@@ -45,8 +49,8 @@ SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.95}
 # Data and segments: the rules of operators/segments.rs.
 
 
-def read_rows(path, tokenizer, max_prompt):
-    """(prompt ids, answer ids) of each conversation with a prompt that is not too long; the answer ends in EOS."""
+def read_rows(path, tokenizer):
+    """(prompt ids, answer ids) of each conversation; the answer ends in EOS."""
     rows = []
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -54,9 +58,20 @@ def read_rows(path, tokenizer, max_prompt):
             prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
             prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             answer_ids = tokenizer(messages[-1]["content"], add_special_tokens=False)["input_ids"]
-            if len(prompt_ids) <= max_prompt:
-                rows.append((prompt_ids, answer_ids + [tokenizer.eos_token_id]))
+            rows.append((prompt_ids, answer_ids + [tokenizer.eos_token_id]))
     return rows
+
+
+def read_plan(path):
+    """What sapo-flow's sample_sink wrote: for each step (row, start, tokens written, whether EOS is the last of them)."""
+    steps = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            pair = json.loads(line)
+            segment = pair["segment"]
+            planned = (pair["row"], segment["start"], segment["len"], segment["ended"])
+            steps.setdefault(pair["step"], []).append(planned)
+    return steps
 
 
 def fit(prompt, answer, max_length, max_prompt):
@@ -84,7 +99,7 @@ def splice(answer, start, length, generated, eos):
 
 
 class ReplayBuffer:
-    """First in, first out; p proportional to 1 / (1 + times drawn)."""
+    """First in, first out; draws with p proportional to 1 / (1 + times drawn), or of the oldest, which leave."""
 
     def __init__(self, capacity=2000):
         self.pairs, self.drawn = deque(maxlen=capacity), deque(maxlen=capacity)
@@ -105,28 +120,59 @@ class ReplayBuffer:
             self.drawn[index] += 1
         return [self.pairs[index] for index in indices]
 
+    def take(self, count):
+        pairs = [self.pairs.popleft() for _ in range(min(count, len(self.pairs)))]
+        for _ in pairs:
+            self.drawn.popleft()
+        return pairs
+
 
 # Generation
 
 
-@torch.inference_mode()
-def rewrite(model, rows, settings, tokenizer, chance):
-    """Pairs (prompt, chosen, rejected) of token ids, and the number of tokens generated."""
+def segments_of(rows, settings, chance):
+    """(prompt, answer, start, length) of the segment to rewrite in each of the rows."""
     tasks = []
     for prompt, answer in rows:
         sizes = (settings.segment_tokens, settings.max_length, settings.max_prompt_tokens)
         length, last_start = segment_bounds(len(prompt), len(answer), *sizes)
         tasks.append((*fit(prompt, answer, *sizes[1:]), chance.randint(0, last_start), length))
+    return tasks
+
+
+def planned_segments(rows, planned, settings):
+    """The same, where the plan has them."""
+    tasks = []
+    for (prompt, answer), (_, start, _, _) in zip(rows, planned, strict=True):
+        sizes = (settings.segment_tokens, settings.max_length, settings.max_prompt_tokens)
+        length, last_start = segment_bounds(len(prompt), len(answer), *sizes)
+        assert start <= last_start, "the plan is of other data"
+        tasks.append((*fit(prompt, answer, *sizes[1:]), start, length))
+    return tasks
+
+
+def as_planned(row, tokens, ended, eos):
+    """The first tokens of a row that was written without EOS, and EOS as the last of them where the plan says so."""
+    return row[:tokens - 1] + [eos] if ended else row[:tokens]
+
+
+@torch.inference_mode()
+def rewrite(model, tasks, tokenizer, planned=None):
+    """Pairs (prompt, chosen, rejected) of token ids, and the number of tokens generated."""
     prefixes = [prompt + answer[:start] for prompt, answer, start, _ in tasks]
     longest = max(map(len, prefixes))
     eos = tokenizer.eos_token_id
     ids = torch.tensor([[eos] * (longest - len(prefix)) + prefix for prefix in prefixes])
     mask = torch.tensor([[0] * (longest - len(prefix)) + [1] * len(prefix) for prefix in prefixes])
-    new_tokens = max(length for *_, length in tasks)
+    new_tokens = max(tokens for _, _, tokens, _ in planned) if planned else max(length for *_, length in tasks)
     ends = {"max_new_tokens": new_tokens, "eos_token_id": eos, "pad_token_id": eos}
+    if planned:
+        ends["min_new_tokens"] = new_tokens
     out = model.generate(ids, attention_mask=mask, **ends, **SAMPLING)
     pairs, count = [], 0
-    for (prompt, answer, start, length), row in zip(tasks, out[:, longest:].tolist()):
+    for index, ((prompt, answer, start, length), row) in enumerate(zip(tasks, out[:, longest:].tolist())):
+        if planned:
+            row = as_planned(row, *planned[index][2:], eos)
         generated = row[:row.index(eos) + 1] if eos in row else row
         count += len(generated)
         pairs.append((prompt, answer, splice(answer, start, length, generated, eos)))
@@ -181,9 +227,17 @@ def orpo_loss(model, batch, beta):
     return nll - beta * F.logsigmoid(log_odds).mean(), nll
 
 
+def summed_logps(model, batch):
+    """Log-probabilities of the responses: by a head that TRL's add_fused_lm_head made, or from all logits."""
+    if getattr(model, "has_trl_head", False):
+        ids, mask, labels = batch
+        return model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs.sum(-1)
+    return forward(model, *batch)[1]
+
+
 def dpo_loss(model, reference_logps, batch, beta):
-    """As in TRL's DPOTrainer, the sigmoid loss."""
-    _, logps, _ = forward(model, *batch)
+    """The sigmoid loss, as in TRL's DPOTrainer."""
+    logps = summed_logps(model, batch)
     chosen, rejected = (logps - reference_logps).chunk(2)
     return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
@@ -203,6 +257,16 @@ def update_ema(ema, policy, written):
 def load(path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
     return model.train()
+
+
+def give_trl_head(policy, reference):
+    """The head by which TRL's DPOTrainer computes log-probabilities: in tiles, again in the backward pass."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    # What DPOTrainer asks of its policy, for its metrics too.
+    add_fused_lm_head(policy, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    add_fused_lm_head(reference)
+    policy.has_trl_head = reference.has_trl_head = True
 
 
 def frozen(model, dtype):
@@ -233,20 +297,29 @@ def train(settings):
     reference = frozen(policy, dtype) if settings.objective == "dpo" else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     mixed = torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    rows = read_rows(settings.data, tokenizer, settings.max_prompt_tokens)
-    chance.shuffle(rows)
+    if settings.trl_head:
+        give_trl_head(policy, reference)
+    rows = read_rows(settings.data, tokenizer)
+    order = [row for row, (prompt, _) in enumerate(rows) if len(prompt) <= settings.max_prompt_tokens]
+    chance.shuffle(order)
+    plan = read_plan(settings.plan) if settings.plan else None
     replay, beta = ReplayBuffer(), BETA[settings.objective]
     for step in range(settings.steps):
         clock, began = Clock(), time.perf_counter()
-        taken = [rows[(step * settings.batch_size + row) % len(rows)] for row in range(settings.batch_size)]
-        pairs, generated = rewrite(written, taken, settings, tokenizer, chance)
+        if plan:
+            tasks = planned_segments([rows[row] for row, *_ in plan[step]], plan[step], settings)
+        else:
+            taken = [order[(step * settings.batch_size + row) % len(order)] for row in range(settings.batch_size)]
+            tasks = segments_of([rows[row] for row in taken], settings, chance)
+        pairs, generated = rewrite(written, tasks, tokenizer, plan and plan[step])
         for pair in pairs:
             replay.add(pair)
         line = {"step": step, "generated_tokens": generated, "generation": clock.lap()}
-        batch = concatenated(replay.draw(settings.batch_size, chance), tokenizer.eos_token_id)
+        drawn = replay.take(settings.batch_size) if plan else replay.draw(settings.batch_size, chance)
+        batch = concatenated(drawn, tokenizer.eos_token_id)
         if reference is not None:
             with torch.inference_mode():
-                reference_logps = forward(reference, *batch)[1].float()
+                reference_logps = summed_logps(reference, batch).float()
             line["reference"] = clock.lap()
         with mixed:
             if reference is not None:
@@ -254,7 +327,8 @@ def train(settings):
             else:
                 loss, _ = orpo_loss(policy, batch, beta)
         loss.backward()
-        line |= {"tokens": int(batch[1].sum()), "loss": loss.item(), "forward_backward": clock.lap()}
+        line |= {"tokens": int(batch[1].sum()), "positions": batch[0].numel(), "logit_rows": batch[0].numel()}
+        line |= {"loss": loss.item(), "forward_backward": clock.lap()}
         torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -353,6 +427,8 @@ def main():
     parser.add_argument("--max-length", type=int, default=384)
     parser.add_argument("--max-prompt-tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--plan", metavar="FILE", help="samples.jsonl of a run of sapo-flow: the same work as there")
+    parser.add_argument("--trl-head", action="store_true", help="DPO's log-probabilities by TRL's add_fused_lm_head")
     settings = parser.parse_args()
     logging.disable_progress_bar()
     if settings.check:

@@ -1,10 +1,12 @@
 """BENCHMARKS.md from what bench.py measured."""
 
+import re
 import statistics
 
 BYTES = {"float32": 4, "bfloat16": 2}
 NAMES = {"smollm2": "SmolLM2-135M", "3m": "3M parameters, random"}
 SIDES = ("ours", "peer")
+COUNTS = ("generated", "learned", "positions", "logit_rows")
 
 
 def values(runs, name):
@@ -31,6 +33,7 @@ def medians(runs):
     figures |= {name: median(name) for name in names}
     figures["generated"] = statistics.mean(values(runs, "generated_tokens"))
     figures["learned"] = statistics.mean(values(runs, "tokens"))
+    figures |= {name: statistics.mean(values(runs, name)) for name in ("positions", "logit_rows")}
     figures["generation_rate"] = rate(runs, "generated_tokens", "generation")
     figures["learner_rate"] = rate(runs, "tokens", "learner")
     return figures
@@ -56,17 +59,18 @@ def summary(cases):
     """One line for each case."""
     rows = []
     for case, (ours, peer) in cases.items():
+        # The tokens are as many, so these are ratios of times.
         rates = [f"{ours[name] / peer[name]:.2f}x" for name in ("generation_rate", "learner_rate")]
         steps = [number(ours["step"]), number(peer["step"]), f"{peer['step'] / ours['step']:.2f}x"]
         starts = [number(ours["first_step"], 1), number(peer["first_step"], 1)]
         rows.append([title(case), *steps, *rates, f"{ours['peak_bytes'] / peer['peak_bytes']:.2f}", *starts])
-    head = ["case", "step, s", "peer's step, s", "faster", "generation tokens/s", "learner tokens/s", "peak memory"]
+    head = ["case", "step, s", "peer's step, s", "faster", "generation", "learner", "peak memory"]
     text = table(head + ["first step done after, s", "peer's, s"], rows)
     for case, (ours, _) in cases.items():
         plain = case.replace("bfloat16", "float32")
         if case != plain and plain in cases:
             faster = cases[plain][1]["step"] / ours["step"]
-            text += f"\n{title(case)} against the peer in float32, which is its default: {faster:.2f}x.\n"
+            text += f"\n{title(case)} against the peer in float32, the script's default: {faster:.2f}x.\n"
     return text
 
 
@@ -77,16 +81,21 @@ def ratios(runs):
     return f"{min(each):.2f}x to {max(each):.2f}x"
 
 
-def detail(case, runs, limits, model_bytes):
-    """Everything about one case."""
+def operations(runs, body, head):
+    """Operations of the learner's matrix products a second: for each parameter two forward, and four backward."""
+    positions, rows = (sum(values(runs, name)) for name in ("positions", "logit_rows"))
+    return 6 * (body * positions + head * rows) / sum(values(runs, "learner"))
+
+
+def detail(case, runs, limits, parameters, head):
+    """Everything about one case; the model has so many parameters, and of them so many in its head."""
     model, _, dtype = case.split("/")
     sides = [medians(runs[side]) for side in SIDES]
-    parameters = model_bytes[model] / 4  # stored in float32
 
     def row(name, key, digits=2):
         ours, peer = (side[key] for side in sides)
         factor = ""
-        if ours and peer and key not in ("generated", "learned"):
+        if ours and peer and key not in COUNTS:
             factor = f"{ours / peer if key.endswith('rate') else peer / ours:.2f}x"
         return [name, number(ours, digits), number(peer, digits), factor]
 
@@ -105,12 +114,12 @@ def detail(case, runs, limits, model_bytes):
     rows.append(["peak memory, GB", *(number(peak) for peak in peaks), f"{peaks[1] / peaks[0]:.2f}x"])
     rows.append(row("first step done after, s", "first_step", 1))
     rows += [row("tokens generated a step", "generated", 0), row("tokens learned from a step", "learned", 0)]
+    rows += [row("positions computed for them", "positions", 0), row("rows of logits", "logit_rows", 0)]
     # All weights are read once for each token of the batch.
     gigabytes = parameters * BYTES[dtype] / 1e9
     decoding = [100 * side["generation_rate"] / limits["batch"] * gigabytes / limits["read"] for side in sides]
-    # Two floating point operations a parameter and token forward, four backward.
     gigaflops = limits[f"matmul_{dtype}"]
-    learning = [100 * 6 * parameters * side["learner_rate"] / gigaflops / 1e9 for side in sides]
+    learning = [100 * operations(runs[side], parameters - head, head) / gigaflops / 1e9 for side in SIDES]
     rows.append(["generation, % of the bandwidth limit", *(f"{share:.0f}" for share in decoding), ""])
     rows.append(["learner, % of the matmul rate", *(f"{share:.0f}" for share in learning), ""])
     ours = sides[0]
@@ -123,6 +132,21 @@ def detail(case, runs, limits, model_bytes):
     return text + f"\nWhere sapo-flow's step goes: {shares}; the dataflow engine itself {engine:.2f}%.\n"
 
 
+def decoding(lines, batch):
+    """Decoding by itself, of the default layouts and int8 weights."""
+    pattern = r"(\w+), (\w+) prompts, (\w+): .* ([\d.]+) ms a step, (\d+) tokens/s, (\d+)% of the limit at ([\d.]+) GB/s"
+    rows = []
+    for line in lines:
+        kind, prompts, layout, milliseconds, rate, share, bandwidth = re.fullmatch(pattern, line).groups()
+        if layout != "plain":
+            name = {"Float": "float32", "BFloat16": "bfloat16"}[kind] + (", int8 weights" if layout == "int8" else "")
+            rows.append([f"{name}, prompts of {prompts} length", milliseconds, rate, bandwidth, f"{share}%"])
+    if not rows:
+        return ""
+    head = ["SmolLM2-135M, after the prompts' pass", "a token of each row, ms", "tokens/s", "reading, GB/s", "of the limit"]
+    return DECODING.format(batch=batch) + table(head, rows) + "\n"
+
+
 def report(results):
     """The whole file."""
     measured = {case: sides for case, sides in results["cases"].items() if sides["peer"]}
@@ -130,9 +154,15 @@ def report(results):
     limits = results["limits"] | {"batch": results["batch"]}
     versions = results["versions"] | {"flags": ", ".join(results["versions"]["flags"])}
     facts = versions | limits | {"cores": results["cores"], "steps": results["steps"]}
+    facts["decoding"] = decoding(results["decoding"], results["batch"])
     text = TEXT.format(**facts, noise=noise(statistics.mean(results["others"])), summary=summary(cases))
-    sizes = results["model_bytes"]
-    return text + "\n".join(detail(case, runs, limits, sizes) for case, runs in measured.items())
+
+    def details(case, runs):
+        model = case.split("/")[0]
+        stored_in_float32 = results["model_bytes"][model] / 4
+        return detail(case, runs, limits, stored_in_float32, results["head_parameters"][model])
+
+    return text + "\n".join(details(case, runs) for case, runs in measured.items())
 
 
 def noise(others):
@@ -142,6 +172,12 @@ def noise(others):
         return share + "."
     return share + ": the machine was not quiet, and the figures are worth less for it."
 
+
+DECODING = """\
+Decoding by itself (`decode_speed`, an example of the training crate): {batch} rows, and what can be read in a second measured
+before and after each line, since it changes with what else uses the memory.
+
+"""
 
 TEXT = """\
 # Benchmarks
@@ -156,14 +192,14 @@ Measured on {date} on a machine with {cpu} ({flags}), {cores} cores and as many 
 
 Batch {batch}, prompts up to 256 tokens, segments of 64, prompt and answer up to 384; AdamW on both sides. Times are
 medians over runs of each run's median step; a run measures steps after one that warms up, here {steps}. The time to
-the first step counts from the start of the process, the model being in the page cache. Both sides draw their own
-segments, anew for each pair of runs, so the tokens of a step differ. A batch is decoded for as long as its longest row
-is written, so that times of generation differ by less than tokens do, and tokens/s favour whoever drew more. Tokens
-learned from are those of prompt and response, chosen and rejected, without padding; sapo-flow computes what both have
-in common once, and still counts it twice.
+the first step counts from the start of the process, the model being in the page cache. Both sides do the same work: the
+peer repeats the rows, the starts and the lengths of the segments that sapo-flow drew, anew for each pair of runs, and each
+step learns from the pairs made in it, so that none comes twice. Tokens learned from are those of prompt and response,
+chosen and rejected, without padding. Of positions sapo-flow computes those that chosen and rejected have in common once, and
+logits only where a loss needs them; the peer computes padded rows, and all logits.
 
 {summary}
-Tokens/s and peak memory are sapo-flow's over the peer's: below 1 is less memory.
+Generation and learner: how much faster sapo-flow's are. Peak memory is sapo-flow's over the peer's.
 
 ## The machine's limits
 
@@ -174,8 +210,9 @@ Measured in the same run, through PyTorch with {threads} threads:
 - memory: reading {read:.1f} GB/s, copying {copy:.1f} GB/s (read and written together)
 
 The bandwidth limit of generation is all weights read once for each token of the batch; the time that its share is taken
-of includes the prompts' forward pass. The learner's share counts 6 operations a parameter and token.
+of includes the prompts' forward pass. The learner's share counts 6 operations for each parameter of a layer and position
+computed, and for each of the head and row of logits.
 
-## By case
+{decoding}## By case
 
 """
