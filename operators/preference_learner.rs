@@ -271,8 +271,10 @@ learner:
         let model = PlannedModel::load(Path::new(&config.model), config.device.as_deref(), context.run)?;
         let model = model.with_weights(config.weights);
         let (footprint, parameters) = (model.footprint(), model.footprint().parameters());
-        // The versions that may still be read, the newest of which is the learner's own, and the optimizer's state.
-        let kept = model.weights() * context.retained_versions + footprint.optimizer_state(config.rule());
+        // The versions that may still be read, the newest of which is the learner's own, and the optimizer's state. Where
+        // older ones may be read, an update is made to a copy, and the oldest goes when it is done.
+        let copy = u64::from(context.retained_versions > 1);
+        let kept = model.weights() * (context.retained_versions + copy) + footprint.optimizer_state(config.rule());
         let arrives = context.input("batches");
         let mut notes = Vec::new();
         let pairs = arrives.batch_size.unwrap_or(0);

@@ -304,6 +304,14 @@ fn a_dry_run_estimates_memory() {
         assert!(said.stdout.contains(&expected), "{expected}: {}", said.stdout);
     }
     assert!(!said.stdout.contains("max_position_embeddings"), "{}", said.stdout);
+    // Two versions that a sampler may still read, and during an update the third.
+    let sampling = "  segments: {op: segment_sampler, in: {prompts: prompts, weights: {from: learner, feedback: \
+                    {max_staleness: 1}}}, with: {segment_tokens: 4, max_length: 16, max_prompt_tokens: 8}}\n";
+    fs::write(here.path().join("ahead.yaml"), format!("{PIPELINE}{learning}{sampling}")).unwrap();
+    let said = sapo_flow(here.path(), &["run", "ahead.yaml", "--dry-run"]);
+    // 1.6 MiB with the two moments; 1.3 without that third one.
+    assert!((5 * weights + (1 << 19)) >> 20 == 2 && (4 * weights + (1 << 19)) >> 20 == 1);
+    assert!(said.stdout.contains("learner keeps 2 MiB; works with "), "{}", said.stdout);
     let config = read_json(&here.path().join("model/config.json"));
     let longer = format!("{PIPELINE}{learning}").replace("max_length: 16", "max_length: 4000");
     fs::write(here.path().join("learning.yaml"), longer).unwrap();

@@ -160,7 +160,12 @@ impl Pass<'_> {
         let mut metrics = vec![("loss".to_owned(), loss.f_detach()?)];
         for (name, values) in report {
             let values = values.f_detach()?;
-            metrics.push((name, if values.dim() == 0 { values } else { mean(&values)? }));
+            let whole = match values.dim() {
+                // One that comes of the objective's state alone is on the CPU.
+                0 => values.f_to_device(losses.device())?,
+                _ => mean(&values)?,
+            };
+            metrics.push((name, whole));
         }
         Ok((loss, Outcome { metrics, blame: losses.f_detach()?, state }))
     }
