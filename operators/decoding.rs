@@ -13,8 +13,8 @@ use serde::Deserialize;
 pub struct DecodingConfig {
     /// Most responses under way at a time: when one ends, the next prompt takes its place. Without it all are, at once.
     pub concurrent_responses: Option<usize>,
-    /// Run a prompt through the model once for all its responses, and with it those that it begins with; false is the
-    /// plain way. Absent: true, or false where the run's kernels are plain.
+    /// Run a prompt through the model once for all its responses, and with it those that it begins with, even where some of
+    /// them wait for others to end; false is the plain way. Absent: true, or false where the run's kernels are plain.
     pub share_prompts: Option<bool>,
     /// Tokens drawn on the device before the host looks which responses have ended. 1 is the plain way: the host draws
     /// each token. Absent: 1 on a CPU, and on a GPU 16, or 1 where the run's kernels are plain.

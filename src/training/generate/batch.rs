@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::choice::{host_floats, host_ids, not_finite};
 use super::on_device::Drawn;
-use super::prefill::{Prompt, prefill};
+use super::prefill::{Prefilled, Prompt, prefill};
 use super::recorded::{Fed, TokenWork, keys_for};
 use super::weights::DecodingWeights;
 use super::{Chosen, Generation, KvCache, Recording, Request, Sampling, choose, choose_on_device, random};
@@ -38,6 +38,8 @@ pub(super) struct Batch<'a> {
     hidden: Tensor,
     /// The work of a token, once it has been recorded.
     recorded: Option<TokenWork>,
+    /// Tokens that passes over prompts have computed.
+    prompt_tokens: usize,
 }
 
 impl<'a> Batch<'a> {
@@ -54,6 +56,11 @@ impl<'a> Batch<'a> {
         let mut waiting: VecDeque<usize> =
             (0..requests.len()).filter(|&index| requests[index].max_new_tokens > 0).collect();
         let rows = decoding.rows(waiting.len());
+        if decoding.share_prompts && rows < waiting.len() {
+            // What another begins with comes right after it, and so finds its keys and values still there.
+            let prompt = |index: usize| &requests[index].prompt_ids;
+            waiting.make_contiguous().sort_by(|&left, &right| prompt(right).cmp(prompt(left)));
+        }
         // The last token is never fed.
         let slots = |&index: &usize| requests[index].prompt_ids.len() + requests[index].max_new_tokens - 1;
         let capacity = waiting.iter().map(slots).max().unwrap_or(0);
@@ -62,8 +69,8 @@ impl<'a> Batch<'a> {
         let mut cache = decoder.new_cache(rows as i64, capacity as i64, &sampling.compute)?;
         let prompts = active.iter().enumerate().map(|(row, &index)| Prompt { row, ids: &requests[index].prompt_ids });
         let prompts: Vec<Prompt> = prompts.collect();
-        let hidden = match prompts.is_empty() {
-            true => Tensor::new(),
+        let Prefilled { hidden, tokens: prompt_tokens } = match prompts.is_empty() {
+            true => Prefilled { hidden: Tensor::new(), tokens: 0 },
             false => prefill(decoder, &weights, &prompts, &mut cache, &sampling.compute, decoding.share_prompts)?,
         };
         // Only now: the prompts' many tokens are best served by the plain layout. Prompts that will come when rows are free
@@ -84,11 +91,18 @@ impl<'a> Batch<'a> {
             cache,
             hidden,
             recorded: None,
+            prompt_tokens,
         })
     }
 
     /// Generates until nothing is left to be done.
     pub fn finish(mut self) -> Result<Vec<Generation>> {
+        self.run()?;
+        tracing::debug!(responses = self.requests.len(), prompt_tokens = self.prompt_tokens, "responses generated");
+        Ok(self.generations)
+    }
+
+    fn run(&mut self) -> Result<()> {
         while !self.active.is_empty() {
             let chosen = match self.sampling.decoding.look_every(self.decoder.device) {
                 1 => self.choose()?,
@@ -96,7 +110,7 @@ impl<'a> Batch<'a> {
             };
             self.look(&chosen)?;
         }
-        Ok(self.generations)
+        Ok(())
     }
 
     /// Chooses the next token of each row on the host.
@@ -216,23 +230,35 @@ impl<'a> Batch<'a> {
         self.generations[request].tokens.last().copied()
     }
 
-    /// Gives free rows to requests that wait. All but the last token of their prompts are run through the decoder here;
-    /// the last is to be fed with the other rows' tokens.
+    /// Gives free rows to requests that wait. All but the last token of their prompts are taken from a row that still holds
+    /// them, its own last response's at best, or run through the decoder; the last is to be fed with the other rows' tokens.
     fn admit(&mut self, free: &[usize], last: &mut [Option<u32>]) -> Result<()> {
-        let mut prompts = Vec::new();
-        for &row in free {
+        let Sampling { compute, decoding, .. } = self.sampling;
+        let requests = self.requests;
+        // What rows hold of their prompts; of those that are to be run, until they are, still the last ones'.
+        let beginning = |&request: &usize| requests[request].prompt_ids.split_last().map_or(&[][..], |(_, ids)| ids);
+        let mut held: Vec<&[u32]> = self.active.iter().map(beginning).collect();
+        let (mut free, mut prompts) = (free.to_vec(), Vec::new());
+        while !free.is_empty() {
             let Some(request) = self.waiting.pop_front() else { break };
+            let ids = beginning(&request);
+            let holds = |row: usize| ids.is_empty() || (decoding.share_prompts && held[row].starts_with(ids));
+            let own = free.iter().position(|&row| holds(row));
+            let row = free.remove(own.unwrap_or(0));
+            let source = if own.is_some() { Some(row) } else { (0..held.len()).find(|&row| holds(row)) };
             self.active[row] = request;
-            self.cache.clear_row(row);
-            if let Some((&token, ids)) = self.requests[request].prompt_ids.split_last() {
-                last[row] = Some(token);
-                prompts.push(Prompt { row, ids });
+            last[row] = requests[request].prompt_ids.last().copied();
+            match source {
+                Some(from) => {
+                    self.cache.copy_row(from, row, ids.len() as i64)?;
+                    held[row] = ids;
+                }
+                None => prompts.push(Prompt { row, ids }),
             }
         }
-        prompts.retain(|prompt| !prompt.ids.is_empty());
         let Some(weights) = self.weights.as_ref().filter(|_| !prompts.is_empty()) else { return Ok(()) };
-        let Sampling { compute, decoding, .. } = self.sampling;
-        let _ = prefill(self.decoder, weights, &prompts, &mut self.cache, compute, decoding.share_prompts)?;
+        let share = decoding.share_prompts;
+        self.prompt_tokens += prefill(self.decoder, weights, &prompts, &mut self.cache, compute, share)?.tokens;
         Ok(())
     }
 
@@ -275,12 +301,61 @@ fn close_gaps(survivors: &[usize]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::close_gaps;
+    use std::path::Path;
+
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::generate::{Choice, Decoding, Warpers};
+    use crate::model::{Compute, Model};
 
     #[test]
     fn the_last_rows_fill_the_gaps() {
         assert_eq!(close_gaps(&[0, 1, 2]), [0, 1, 2]);
         assert_eq!(close_gaps(&[1, 2, 4, 6]), [4, 1, 2, 6]);
         assert_eq!(close_gaps(&[5]), [5]);
+    }
+
+    /// Responses of unequal lengths, `slots` of them at a time: their tokens, and how many tokens of prompts were computed.
+    fn generated(model: &Model, prompts: &[&[u32]], decoding: Decoding) -> (Vec<Vec<u32>>, usize) {
+        let _guard = tch::no_grad_guard();
+        let request = |(seed, prompt): (u64, &&[u32])| Request {
+            prompt_ids: prompt.to_vec(),
+            max_new_tokens: 3 + 4 * (seed as usize % 3),
+            seed,
+        };
+        let requests: Vec<Request> = (0..).zip(prompts).map(request).collect();
+        let choice = Choice::Sample(Warpers { temperature: 0.9, top_k: Some(20), top_p: None });
+        let sampling = Sampling { choice, eos_ids: vec![], compute: Compute::new(Kind::Float), decoding };
+        let mut batch = Batch::start(&model.decoder, &model.parameters, &requests, &sampling).unwrap();
+        batch.run().unwrap();
+        (batch.generations.into_iter().map(|generation| generation.tokens).collect(), batch.prompt_tokens)
+    }
+
+    #[test]
+    fn a_prompt_is_computed_once_for_all_its_responses() {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/llama");
+        let model = Model::load(Path::new(directory), Device::Cpu, Kind::Float).unwrap();
+        let [short, long, other, single]: [&[u32]; 4] = [&[5, 6, 7, 8], &[5, 6, 7, 8, 9, 10], &[3, 4, 5], &[1]];
+        let plain = Decoding { share_prompts: false, look_every: Some(1), pack_weights: false, ..Decoding::default() };
+        let with = |slots: usize, decoding: Decoding| Decoding { concurrent_responses: Some(slots), ..decoding };
+        let one_prompt = [long; 5];
+        let mixed = [short, long, other, single, short, long, other, single];
+
+        // Of prompts that come later the last token is fed with the other rows'.
+        let (expected, computed) = generated(&model, &one_prompt, with(2, plain));
+        assert_eq!(computed, 2 * 6 + 3 * 5);
+        let (mixed_tokens, _) = generated(&model, &mixed, plain);
+        for look_every in [1, 2, 5] {
+            let fast = Decoding { look_every: Some(look_every), ..Decoding::default() };
+            for recording in [Recording::None, Recording::Repeated] {
+                let fast = Decoding { recording, ..fast };
+                assert_eq!(generated(&model, &one_prompt, with(2, fast)), (expected.clone(), 6));
+                for slots in 1..5 {
+                    // The long one, which the short one begins, and the other without its last token.
+                    assert_eq!(generated(&model, &mixed, with(slots, fast)), (mixed_tokens.clone(), 6 + 2), "{slots}");
+                }
+            }
+        }
     }
 }

@@ -170,28 +170,30 @@ impl KvCache {
         self.lengths.iter_mut().for_each(|length| *length -= tokens);
     }
 
-    /// Empties a row.
-    pub(crate) fn clear_row(&mut self, row: usize) {
-        self.lengths[row] = 0;
+    /// Begins a row anew with the first `tokens` of a row, which may be itself.
+    pub(crate) fn copy_row(&mut self, from: usize, to: usize, tokens: i64) -> Result<()> {
+        if from != to {
+            for tensor in self.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
+                let first_of = |row: usize| tensor.f_select(0, row as i64)?.f_narrow(0, 0, tokens);
+                first_of(to)?.f_copy_(&first_of(from)?)?;
+            }
+        }
+        self.lengths[to] = tokens;
+        Ok(())
     }
 
     /// Keeps `rows` and lets the others go: row `rows[i]` becomes row i. In place, without fresh memory: a row that moves
     /// must come from beyond the new number of rows.
     pub(crate) fn keep_rows(&mut self, rows: &[usize]) -> Result<()> {
-        let moves = rows.iter().enumerate().filter(|(to, from)| to != *from);
-        for (to, &from) in moves {
-            let used = self.lengths[from];
-            for tensor in self.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
-                let used_of = |row: usize| tensor.f_select(0, row as i64)?.f_narrow(0, 0, used);
-                used_of(to)?.f_copy_(&used_of(from)?)?;
-            }
+        for (to, &from) in rows.iter().enumerate() {
+            self.copy_row(from, to, self.lengths[from])?;
         }
         let count = rows.len() as i64;
         for layer in &mut self.layers {
             layer.keys = layer.keys.f_narrow(0, 0, count)?;
             layer.values = layer.values.f_narrow(0, 0, count)?;
         }
-        self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
+        self.lengths.truncate(rows.len());
         Ok(())
     }
 }

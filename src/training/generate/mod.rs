@@ -62,7 +62,8 @@ pub struct Sampling {
 pub struct Decoding {
     /// Most responses under way at a time: when one ends, the next request takes its place. None for all at once.
     pub concurrent_responses: Option<usize>,
-    /// Whether a prompt that another begins with, or that equals another, is taken from that one's pass.
+    /// Whether a prompt that another begins with, or that equals another, is taken from that one's pass, or from the row of a
+    /// response to it.
     pub share_prompts: bool,
     /// Tokens drawn on the device before the host looks which responses have ended; 1 for drawing on the host. None for
     /// what suits the device.
@@ -162,7 +163,8 @@ pub struct Generation {
     pub ended: bool,
 }
 
-/// Continues all prompts, in their order where not all can be under way at a time.
+/// Continues all prompts. Where not all can be under way at a time, they are in their order, or with `share_prompts` in one
+/// that brings those together that begin alike.
 pub fn generate(
     decoder: &Decoder,
     weights: &ParameterSet,

@@ -2,7 +2,8 @@
 //!
 //! Prompts stand one after the other in one row, so that none is padded. One that another begins with, or that equals
 //! another, is not computed again: its keys and values are the other's first ones. So several responses to a prompt cost
-//! one, and segments that begin at different places of one answer cost the longest.
+//! one, and segments that begin at different places of one answer cost the longest. That is so in each call; between calls
+//! [`Batch`](super::batch::Batch) copies what a row still holds.
 
 use tch::Tensor;
 
@@ -28,8 +29,16 @@ pub(super) struct Prompt<'a> {
     pub ids: &'a [u32],
 }
 
-/// Fills the prompts' rows; returns the hidden states (prompts, hidden_size) at their last tokens. No prompt is empty.
-/// With `share` those that others begin with are taken from them.
+/// What passes over prompts give.
+pub(super) struct Prefilled {
+    /// The hidden states at the prompts' last tokens, (prompts, hidden_size).
+    pub hidden: Tensor,
+    /// Tokens that were computed for it.
+    pub tokens: usize,
+}
+
+/// Fills the prompts' rows. No prompt is empty, and there is one. With `share` those that others begin with are taken from
+/// them.
 pub(super) fn prefill(
     decoder: &Decoder,
     weights: &ParameterSet,
@@ -37,7 +46,7 @@ pub(super) fn prefill(
     cache: &mut KvCache,
     compute: &Compute,
     share: bool,
-) -> Result<Tensor> {
+) -> Result<Prefilled> {
     let carriers = match share {
         true => carriers(&prompts.iter().map(|prompt| prompt.ids).collect::<Vec<_>>()),
         false => (0..prompts.len()).collect(),
@@ -46,6 +55,7 @@ pub(super) fn prefill(
     let mut states = Vec::new();
     // The prompts in the order of the states.
     let mut order = Vec::new();
+    let mut all_tokens = 0;
     for computed in passes(prompts, &carriers) {
         let tokens_of = |carrier: &usize| prompts[*carrier].ids.len() as i64;
         let (mut placements, mut last) = (Vec::new(), Vec::new());
@@ -62,6 +72,7 @@ pub(super) fn prefill(
         let ids = computed.iter().flat_map(|&carrier| prompts[carrier].ids.iter().map(|&id| i64::from(id)));
         let mut ids: Vec<i64> = ids.collect();
         let mut positions: Vec<i64> = computed.iter().flat_map(|carrier| 0..tokens_of(carrier)).collect();
+        all_tokens += ids.len();
         // Tokens that no prompt sees, and that go to no row of the cache.
         let tokens = ids.len().next_multiple_of(multiple);
         ids.resize(tokens, 0);
@@ -78,7 +89,7 @@ pub(super) fn prefill(
     let mut places = vec![0; order.len()];
     (0..).zip(&order).for_each(|(place, &index)| places[index as usize] = place);
     let places = upload::<i64>(&places, decoder.device)?;
-    Ok(Tensor::f_cat(&states, 0)?.f_index_select(0, &places)?)
+    Ok(Prefilled { hidden: Tensor::f_cat(&states, 0)?.f_index_select(0, &places)?, tokens: all_tokens })
 }
 
 /// For each prompt the one that is computed for it: one that begins with it, perhaps itself.
