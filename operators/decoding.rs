@@ -24,7 +24,8 @@ pub struct DecodingConfig {
     /// that pays. False is the plain way. Absent: true, or false where the run's kernels are plain.
     pub pack_weights: Option<bool>,
     /// Decode with linear layers' weights in 8 bits, on a CPU: half the reading of bfloat16, a quarter of float32's. What is
-    /// generated comes from another, nearby model, and so do log-probabilities of it; off-policy data tolerates that.
+    /// generated comes from another, nearby model, and so do log-probabilities of it; off-policy data tolerates that. With
+    /// SmolLM2-135M it was 0.003 nats a token away from float32, computing in bfloat16 0.001 (KL divergence).
     pub int8_weights: bool,
     /// On a GPU, record the work of a token once and launch it as a whole, where launching its kernels one by one takes longer
     /// than they do. Attention then reads up to 255 tokens more, through a mask. Has not been tried on a GPU yet.
