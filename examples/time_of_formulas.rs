@@ -14,6 +14,7 @@ use std::time::Instant;
 use sapo_flow_operators::objectives::ObjectiveConfig;
 use sapo_flow_training::device;
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, reference_logps};
+use sapo_flow_training::logps::Limits;
 use sapo_flow_training::model::{Compute, Model};
 use sapo_flow_training::objectives::{Needs, Objective, PairLosses, PairNumbers, PairTensor};
 use sapo_flow_training::optim::{Rule, Schedule, ScheduleKind, Warmup};
@@ -113,6 +114,7 @@ fn time(model: &Path, objective: Arc<dyn Objective>) -> anyhow::Result<(f64, f64
         seed: 0,
         freeze: Vec::new(),
         compute,
+        logits: Limits::default(),
     };
     let mut learner = Learner::new(decoder, parameters, settings)?;
     let step = fastest(STEPS, || learner.step(0, &examples, PAIRS as usize))?;

@@ -12,6 +12,7 @@ use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, Passes};
+use sapo_flow_training::logps::Limits;
 use sapo_flow_training::memory::{Shape, TrainingStep};
 use sapo_flow_training::model::{self, Model, SourceFiles};
 use sapo_flow_training::objectives::Objective;
@@ -342,6 +343,7 @@ learner:
             release_gradients: config.release_gradients,
             freeze: config.freeze.clone(),
             compute: compute(context.run),
+            logits: Limits::default(),
             seed: Draws::new(context.run.seed, context.node).seed(0, 0),
         };
         Ok(PreferenceLearner {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, reference_logps};
+use sapo_flow_training::logps::Limits;
 use sapo_flow_training::model::{Compute, Model};
 use sapo_flow_training::optim::{Rule, Schedule, ScheduleKind, Warmup};
 use serde_json::Value;
@@ -57,6 +58,7 @@ fn check(directory: &Path, objective: &str, examples: &[Example], expected: &Val
         release_gradients: false,
         freeze: Vec::new(),
         compute: Compute::new(Kind::Float),
+        logits: Limits::default(),
         seed: 0,
     };
     let Model { decoder, parameters, .. } = load(directory);

@@ -27,6 +27,10 @@
 //! gradient. A head tied to the embedding keeps its gradient until then. Where the compute type is not float32, each chunk's part
 //! of the head's gradient is there in the compute type before it is added: one at a time.
 //!
+//! With plain kernels all logits are there at once: at the most in float32 their log-softmax, its gradient and their own.
+//! When the head's gradient is there, in the compute type and in float32, of these the last is left, in the compute type.
+//! All positions are counted, an upper bound: a loss needs neither padding's nor, as a rule, all prompts'.
+//!
 //! GPUs repeat no keys and values where there is no mask and the compute type is bfloat16; they are counted all the same, and
 //! stand for the shared queries that are computed a second time there.
 //!
@@ -37,7 +41,7 @@ use tch::{Device, Kind};
 
 use crate::blocks::DEVICE_BLOCK;
 use crate::generate::{Choice, Decoding, Layout, PASS_TOKENS, Recording};
-use crate::logps::{CHUNK_BYTES, KEPT_BYTES};
+use crate::logps::Limits;
 use crate::model::{Compute, Decoder, Kernels, attention_kind};
 use crate::optim::Rule;
 
@@ -168,7 +172,7 @@ impl Footprint<'_> {
         let sums = if step.passes > 1 && self.weights != Kind::Float { FLOAT * self.parameters() } else { 0 };
         let updating = gradients + sums + self.updating(step.optimizer);
         let layers_and_gradients = if step.passes > 1 { activations + updating } else { activations.max(updating) };
-        head + head_gradient + self.logits_at_a_time(step.shape) + self.head_product() + layers_and_gradients
+        head + head_gradient + self.at_the_head(step.shape) + layers_and_gradients
     }
 
     fn training_with_release(&self, step: TrainingStep) -> u64 {
@@ -176,8 +180,7 @@ impl Footprint<'_> {
         let head_gradient = FLOAT * self.head_parameters();
         let kept = if self.decoder.config.tie_word_embeddings { head_gradient } else { 0 };
         let layer_gradients = bytes(self.weights) * self.layer_parameters() / self.layers();
-        let logits = self.logits_at_a_time(step.shape) + self.head_product();
-        let loss = inputs + head_gradient + logits.max(updating);
+        let loss = inputs + head_gradient + self.at_the_head(step.shape).max(updating);
         let layers = inputs + kept + self.one_layer(step.shape).max(updating) + layer_gradients;
         let embedding = kept + bytes(self.weights) * self.head_parameters() + updating;
         self.copies(self.head_parameters()) + loss.max(layers).max(embedding)
@@ -193,14 +196,23 @@ impl Footprint<'_> {
         self.layer(shape) + self.copies(self.layer_parameters()) / self.layers()
     }
 
-    fn logits_at_a_time(&self, shape: Shape) -> u64 {
+    /// Logits and gradients between the last hidden states and the loss, but for the sum of the head's.
+    fn at_the_head(&self, shape: Shape) -> u64 {
         let all = shape.positions() * self.logits();
-        all.min(KEPT_BYTES as u64) + all.min(CHUNK_BYTES as u64)
+        // A part of the head's gradient, where the compute type is not that of the sum.
+        let product = if self.kind == Kind::Float { 0 } else { bytes(self.kind) * self.head_parameters() };
+        match self.kernels {
+            Kernels::Fused => {
+                let Limits { kept_bytes, chunk_bytes, .. } = Limits::DEFAULT;
+                all.min(kept_bytes as u64) + all.min(chunk_bytes as u64) + product
+            }
+            Kernels::Plain => (3 * self.float_logits(shape)).max(all + product + FLOAT * self.head_parameters()),
+        }
     }
 
-    /// A chunk's part of the head's gradient, where the compute type is not that of their sum.
-    fn head_product(&self) -> u64 {
-        if self.kind == Kind::Float { 0 } else { bytes(self.kind) * self.head_parameters() }
+    /// All positions' logits in f32.
+    fn float_logits(&self, shape: Shape) -> u64 {
+        FLOAT * shape.positions() * self.decoder.config.vocab_size as u64
     }
 
     /// What an optimizer has in memory while it updates a block of the largest parameter.
@@ -214,7 +226,11 @@ impl Footprint<'_> {
 
     /// What it takes to score the responses of a batch, without gradients.
     pub fn scoring(&self, shape: Shape) -> u64 {
-        let logits = (shape.positions() * self.logits()).min(CHUNK_BYTES as u64);
+        let logits = match self.kernels {
+            Kernels::Fused => (shape.positions() * self.logits()).min(Limits::DEFAULT.chunk_bytes as u64),
+            // And their log-softmax.
+            Kernels::Plain => 2 * self.float_logits(shape),
+        };
         self.layer(shape) + self.copies(self.head_parameters()) + logits
     }
 

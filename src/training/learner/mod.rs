@@ -41,7 +41,7 @@ pub use layout::LayoutKind;
 pub use passes::Passes;
 pub use scoring::{ExampleScore, ResponseScore, reference_logps, score};
 
-use crate::logps::Head;
+use crate::logps::{Head, Limits};
 use crate::model::{Compute, Decoder};
 use crate::objectives::Objective;
 use crate::optim::{Optimizer, Rule, Schedule, clip_scale, global_norm};
@@ -83,6 +83,8 @@ pub struct LearnerSettings {
     pub freeze: Vec<String>,
     /// Kind of the matrix products.
     pub compute: Compute,
+    /// How many logits there are at a time. Changes memory and speed, not the update.
+    pub logits: Limits,
     /// Of the rounding of weights that are bfloat16.
     pub seed: u64,
 }
@@ -211,7 +213,7 @@ impl Learner {
     /// The gradients of the parameters that are trained, and what each part of the batch reports.
     fn gradients(&self, parts: &[&[Example]], totals: &Totals) -> Result<(Vec<Tensor>, Vec<Outcome>)> {
         let leaves = self.leaves()?;
-        let head = Head::new(&self.decoder, &leaves, &self.settings.compute)?;
+        let head = Head::new(&self.decoder, &leaves, &self.settings.compute, self.settings.logits)?;
         let mut head_gradient = head_gradient(&self.decoder, &leaves)?;
         let pass = pass(&self.decoder, &self.settings, &self.objective_state, &leaves, &head, totals);
         let mut sums = Sums::of(&leaves, parts.len());

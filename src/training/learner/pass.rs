@@ -9,7 +9,7 @@ use super::example::Sequence;
 use super::layout::{Layout, LayoutKind, lay_out};
 use super::numbers::{Scored, numbers};
 use crate::Result;
-use crate::logps::{Head, KEPT_BYTES};
+use crate::logps::Head;
 use crate::model::checkpointing::send_back;
 use crate::model::{Compute, Decoder};
 use crate::objectives::{Needs, Objective, PairLosses, PairNumbers};
@@ -118,7 +118,7 @@ impl Pass<'_> {
         known: Option<&Tensor>,
     ) -> Result<(Outcome, Tensor)> {
         let predicting = layout.predicting(hidden)?;
-        let scores = self.head.score(&predicting, &layout.targets, KEPT_BYTES)?;
+        let scores = self.head.score(&predicting, &layout.targets)?;
         let (mut outcome, gradient) = match known {
             Some(gradient) => (Outcome::empty(gradient)?, gradient.shallow_clone()),
             None => {

@@ -26,7 +26,7 @@ impl Learner {
     ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
         let examples = the_only(parts)?;
         let leaves = self.leaves()?;
-        let head = Head::new(&self.decoder, &leaves, &self.settings.compute)?;
+        let head = Head::new(&self.decoder, &leaves, &self.settings.compute, self.settings.logits)?;
         let mut of_head = head_gradient(&self.decoder, &leaves)?;
         let trained = trained(&self.parameters, &self.frozen);
         let pass = pass(&self.decoder, &self.settings, &self.objective_state, &leaves, &head, totals);

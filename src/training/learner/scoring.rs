@@ -6,7 +6,7 @@ use super::Example;
 use super::example::Sequence;
 use super::layout::{LayoutKind, lay_out};
 use crate::Result;
-use crate::logps::Head;
+use crate::logps::{Head, Limits};
 use crate::model::{Compute, Decoder};
 use crate::parameters::ParameterSet;
 
@@ -49,7 +49,7 @@ pub fn score(
     if examples.is_empty() {
         return Ok(Vec::new());
     }
-    let head = no_grad(|| Head::new(decoder, parameters, compute))?;
+    let head = Head::new(decoder, parameters, compute, Limits::default())?;
     let mut scores = Vec::with_capacity(examples.len());
     for part in examples.chunks(micro_batch_size.max(1)) {
         let chosen: Vec<_> = part.iter().map(|example| example.chosen(false)).collect();

@@ -81,9 +81,8 @@ fn a_step_by_hand() {
     let step =
         TrainingStep { shape, passes: 1, gradient_checkpointing: false, release_gradients: false, optimizer: ADAMW };
     let activations = 30 * 2048 * 34_220 + 2 * 30 * layer_parameters;
-    // The head in bfloat16 and its gradient, with a chunk's part of that; logits of all positions, 201 MB, and a chunk of at
-    // most 134 MB.
-    let around_the_head = 2 * head + 4 * head + 2 * head + 2048 * 49_152 * 2 + (128 << 20);
+    // The head in bfloat16 and its gradient; in float32 the log-softmax of all positions' logits, its gradient and theirs.
+    let around_the_head = 2 * head + 4 * head + 3 * 2048 * 49_152 * 4;
     assert_eq!(bf16.training(step), activations + around_the_head);
     // Gradients, 538 MB, are added where an earlier pass left them.
     let gradients = 4 * 134_515_008;
@@ -92,6 +91,36 @@ fn a_step_by_hand() {
     let few = TrainingStep { gradient_checkpointing: true, ..step };
     assert!(31 * 2048 * 576 * 2 + 2048 * 34_220 + 2 * layer_parameters < gradients);
     assert_eq!(bf16.training(few), gradients + around_the_head);
+    // Fused kernels keep logits of all positions, 201 MB, and have a chunk of at most 134 MB, and its part of the head's
+    // gradient in bfloat16. A layer keeps less.
+    let fused = Footprint { kernels: Kernels::Fused, ..bf16 };
+    let around_the_head = 2 * head + 4 * head + 2 * head + 2048 * 49_152 * 2 + (128 << 20);
+    let activations = 30 * 2048 * 18_860 + 2 * 30 * layer_parameters;
+    assert_eq!(fused.training(step), activations + around_the_head);
+}
+
+/// Where positions are few the head's gradient takes more than log-probabilities do, and as autograd makes it before it is
+/// added: in float32 alone, or in bfloat16 before.
+#[test]
+fn plain_log_probabilities_by_hand() {
+    let decoder = smollm2();
+    let (bf16, float) = (on_cpu(&decoder, Kind::BFloat16), on_cpu(&decoder, Kind::Float));
+    let head: u64 = 49_152 * 576;
+    let at = |positions: u64| Shape::Rows { rows: 1, tokens: positions };
+    let logits = |positions: u64| positions * 49_152;
+    // 12 bytes a logit, or 2 and 6 a parameter of the head: 10 * 345.6 are as many as 6 * 576.
+    assert_eq!(bf16.at_the_head(at(345)), 2 * logits(345) + 6 * head);
+    assert_eq!(bf16.at_the_head(at(346)), 12 * logits(346));
+    // 12 bytes a logit, or 4 and 4 a parameter: 8 * 288 are as many as 4 * 576.
+    assert_eq!(float.at_the_head(at(287)), 4 * logits(287) + 4 * head);
+    assert_eq!(float.at_the_head(at(289)), 12 * logits(289));
+    // GPUs, too.
+    assert_eq!(Footprint { device: Device::Cuda(0), ..bf16 }.at_the_head(at(1000)), 12 * logits(1000));
+    // Without a gradient: logits and their log-softmax in float32, not a chunk of 134 MB.
+    let fused = Footprint { kernels: Kernels::Fused, ..bf16 };
+    let beside = |footprint: Footprint| footprint.scoring(at(2048)) - footprint.layer(at(2048));
+    assert_eq!((beside(bf16), beside(float)), (2 * head + 8 * logits(2048), 8 * logits(2048)));
+    assert_eq!(beside(fused), 2 * head + (128 << 20));
 }
 
 #[test]
@@ -174,18 +203,21 @@ fn averaging_copies_what_is_elsewhere_or_of_another_kind() {
 #[test]
 fn released_gradients_by_hand() {
     let decoder = smollm2();
-    let bf16 = on_cpu(&decoder, Kind::BFloat16);
+    let plain = on_cpu(&decoder, Kind::BFloat16);
+    let bf16 = Footprint { kernels: Kernels::Fused, ..plain };
     let (layer_parameters, head): (u64, u64) = (3_540_096, 49_152 * 576);
     let shape = Shape::Rows { rows: 2, tokens: 64 };
     let step =
         TrainingStep { shape, passes: 1, gradient_checkpointing: true, release_gradients: true, optimizer: ADAMW };
     // The head in bfloat16 and its gradient stay until the embedding's is there: tied, they are one weight.
     assert_eq!(bf16.training(step), 2 * head + 4 * head + 4 * head);
+    // Plain kernels take most for the loss: 31 inputs of layers, the head's gradient, autograd's, and the logits' in bfloat16.
+    assert_eq!(plain.training(step), 2 * head + 31 * 128 * 576 * 2 + 4 * head + 6 * head + 128 * 49_152 * 2);
     // With more positions the loss takes most: 31 inputs of layers, the head's gradient and a part of it, 512 and 128 MiB of
     // logits.
     let shape = Shape::Rows { rows: 64, tokens: 256 };
     let loss = 31 * 16_384 * 576 * 2 + 4 * head + 2 * head + (640 << 20);
-    let layer = 31 * 16_384 * 576 * 2 + 4 * head + 16_384 * 34_220 + 2 * layer_parameters + 4 * layer_parameters;
+    let layer = 31 * 16_384 * 576 * 2 + 4 * head + 16_384 * 18_860 + 2 * layer_parameters + 4 * layer_parameters;
     assert!(layer < loss);
     assert_eq!(bf16.training(TrainingStep { shape, ..step }), 2 * head + loss);
 }

@@ -42,10 +42,11 @@ pub struct Compute {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kernels {
     /// In as few passes over memory as may be, [`native::fused`](crate::native::fused), and by the library that is faster
-    /// there, [`native::products`](crate::native::products). On GPUs only AdamW and averages have fused kernels.
+    /// there, [`native::products`](crate::native::products). On GPUs only AdamW and averages have fused kernels. On all devices
+    /// log-probabilities come of some logits at a time, with a gradient worked out by hand.
     #[default]
     Fused,
-    /// Compositions of libtorch's operators: the plain way.
+    /// Compositions of libtorch's operators, and autograd's gradients: the plain way.
     Plain,
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, StepMetrics, reference_logps};
+use sapo_flow_training::logps::Limits;
 use sapo_flow_training::model::{AttentionMask, Compute, Kernels, Model, ModelInput};
 use sapo_flow_training::objectives::{Objective, PairTensor};
 use sapo_flow_training::optim::{Rule, Schedule, ScheduleKind, Warmup};
@@ -35,6 +36,7 @@ pub fn settings(objective: Arc<dyn Objective>) -> LearnerSettings {
         release_gradients: false,
         freeze: Vec::new(),
         compute: Compute::new(Kind::Float),
+        logits: Limits::default(),
         seed: 0,
     }
 }
