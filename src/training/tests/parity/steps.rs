@@ -1,5 +1,6 @@
 //! A whole training step of every golden model: loss, metrics, and every parameter's gradient norm, as transformers and
-//! autograd computed them for two pairs (`step` in golden/models/*/expected.json).
+//! autograd computed them for two pairs (`step` in golden/models/*/expected.json). All ways to compute a step are held to
+//! these, and their gradients to each other number by number.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,11 @@ use crate::objectives::{dpo, orpo};
 
 const LOSS_TOLERANCE: f64 = 1e-5;
 const NORM_TOLERANCE: f64 = 1e-3;
+/// Of a gradient's numbers, as a share of the largest. (The most that was seen is 4e-6.)
+const GRADIENT_TOLERANCE: f64 = 1e-5;
+
+/// Each parameter's, by name.
+pub type Gradients = Vec<(String, Tensor)>;
 
 /// A model directory in f32 on the CPU.
 pub fn load(directory: &Path) -> Model {
@@ -72,8 +78,8 @@ fn assert_metric(what: &str, metrics: &StepMetrics, name: &str, expected: &Value
     golden::assert_close(&format!("{what}, {name}"), &[metrics[name]], &[expected], tolerance);
 }
 
-/// The loss and all gradient norms of one golden case, in both layouts and with both kernels; the plainest's metrics for more
-/// to be compared.
+/// The loss and all gradient norms of one golden case, in both layouts and with both kernels, and all gradients as the
+/// plainest way has them; the plainest's metrics for more to be compared.
 fn check(
     what: &str,
     directory: &Path,
@@ -81,15 +87,41 @@ fn check(
     examples: &[Example],
     expected: &Value,
 ) -> StepMetrics {
-    let check_in = |layout: LayoutKind, kernels: Kernels| {
+    let (all, few) = (Limits::default(), few_logits(directory));
+    let check_in = |layout: LayoutKind, kernels: Kernels, logits: Limits| {
         let compute = Compute { kind: Kind::Float, kernels };
-        let settings = LearnerSettings { layout, compute, ..settings(objective.clone()) };
-        check_with(settings, &format!("{what}, {layout:?}, {kernels:?}"), directory, examples, expected)
+        let settings = LearnerSettings { layout, compute, logits, ..settings(objective.clone()) };
+        let what = format!("{what}, {layout:?}, {kernels:?}, {logits:?}");
+        let (metrics, gradients) = check_with(settings, &what, directory, examples, expected);
+        (what, metrics, gradients)
     };
-    check_in(LayoutKind::SharedPrefix, Kernels::Fused);
-    check_in(LayoutKind::SharedPrefix, Kernels::Plain);
-    check_in(LayoutKind::Padded, Kernels::Fused);
-    check_in(LayoutKind::Padded, Kernels::Plain)
+    let (_, metrics, plain) = check_in(LayoutKind::Padded, Kernels::Plain, all);
+    for (layout, kernels, logits) in [
+        (LayoutKind::SharedPrefix, Kernels::Plain, all),
+        (LayoutKind::Padded, Kernels::Fused, all),
+        (LayoutKind::Padded, Kernels::Fused, few),
+        (LayoutKind::SharedPrefix, Kernels::Fused, all),
+        (LayoutKind::SharedPrefix, Kernels::Fused, few),
+    ] {
+        let (what, _, found) = check_in(layout, kernels, logits);
+        assert_gradients(&what, &found, &plain, GRADIENT_TOLERANCE);
+    }
+    metrics
+}
+
+/// Golden logits are fewer than a chunk: here are three rows in a chunk, and each chunk is computed again for the gradient.
+pub fn few_logits(directory: &Path) -> Limits {
+    let row = 4 * load(directory).decoder.config.vocab_size;
+    Limits { chunk_bytes: 3 * row, piece_bytes: 2 * row, kept_bytes: 0 }
+}
+
+/// Each number of each gradient, to a share of the gradient's largest.
+#[track_caller]
+pub fn assert_gradients(what: &str, found: &Gradients, expected: &Gradients, tolerance: f64) {
+    for ((name, expected), (_, found)) in expected.iter().zip(found) {
+        let difference = golden::largest_difference(found, expected) / expected.abs().max().double_value(&[]);
+        assert!(difference <= tolerance, "{what}, gradient of {name}: {difference}");
+    }
 }
 
 fn check_with(
@@ -98,20 +130,20 @@ fn check_with(
     directory: &Path,
     examples: &[Example],
     expected: &Value,
-) -> StepMetrics {
+) -> (StepMetrics, Gradients) {
     let Model { decoder, parameters, .. } = load(directory);
     let learner = Learner::new(decoder, parameters, settings).unwrap();
     let (metrics, gradients) = learner.loss_gradients(examples, examples.len()).unwrap();
     assert_metric(what, &metrics, "loss", &expected["loss"], LOSS_TOLERANCE);
     let norms = expected["grad_norms"].as_object().expect("a case has norms");
     assert_eq!(gradients.len(), norms.len(), "{what}: number of gradients");
-    for (name, gradient) in gradients {
+    for (name, gradient) in &gradients {
         let found = gradient.norm().double_value(&[]);
-        let expected = norms[&name].as_f64().expect("a norm is a number");
+        let expected = norms[name].as_f64().expect("a norm is a number");
         let close = (found - expected).abs() <= NORM_TOLERANCE * expected;
         assert!(close, "{what}, gradient norm of {name}: expected {expected}, found {found}");
     }
-    metrics
+    (metrics, gradients)
 }
 
 #[test]
