@@ -134,9 +134,9 @@ pub struct RunSettings {
     pub dtype: DtypeChoice,
     /// What computes norms, gates, rotations, attention, float32 products and log-probabilities on a CPU, and updates and
     /// averages float32 weights on any device: `fused`, in few passes over memory and by the faster library, or `plain`, in
-    /// libtorch's operators. With `plain` everything else goes
-    /// the plain way too unless its own key says otherwise: pairs are padded and prompts not shared, nothing is kept or laid
-    /// out anew. Both give the same numbers but for the last bits.
+    /// libtorch's operators. With `plain` everything else goes the plain way too unless its own key says otherwise: there are
+    /// all logits at once, and their gradient is autograd's, on any device; pairs are padded and prompts not shared, nothing is
+    /// kept or laid out anew. Both give the same numbers but for the last bits.
     pub kernels: Kernels,
     /// Threads for tensor work; absent: all cores, shared by nodes that may run at the same time.
     #[schemars(range(min = 1))]
