@@ -3,14 +3,14 @@
 //! For its backward pass autograd keeps at each position of a layer, with e bytes for a number of the compute type, a for
 //! one in attention (4 on a CPU):
 //!
-//! - each of two norms: its input and its quotient in float32, its result: 2 (8 + e) hidden_size + 8; with fused kernels its
-//!   input as it is: 4 e hidden_size + 8;
+//! - each of two norms: its input and its quotient in float32, its result: 2 (8 + e) hidden_size + 8; with fused kernels,
+//!   and on CUDA, its input as it is: 4 e hidden_size + 8;
 //! - attention: query, key, value and result, keys and values repeated to the query's heads, and a normaliser for each
 //!   head: 4 a heads head_dim + 4 heads; the result in the compute type, where that is another: e heads head_dim; fused:
 //!   nothing repeated, and the result in the compute type alone: a (heads + 2 key heads) head_dim + e heads head_dim + 4
 //!   heads;
-//! - with norms on queries and keys: input and quotient: 8 (heads + key heads) head_dim; fused: (e head_dim + 4) (heads + key
-//!   heads);
+//! - with norms on queries and keys: input and quotient: 8 (heads + key heads) head_dim; fused, and on CUDA:
+//!   (e head_dim + 4) (heads + key heads);
 //! - the feed-forward block: gate, its silu, up, their product: 4 e intermediate_size; fused: 3 e, without the silu.
 //!
 //! Where pairs share a prompt, each has prompt + 2 response positions. Attention, unless fused, then works on copies: of the
@@ -127,10 +127,12 @@ impl Footprint<'_> {
         let width = heads * size(config.head_dim);
         let (hidden, head_dim) = (size(config.hidden_size), size(config.head_dim));
         let fused = Compute { kind: self.kind, kernels: self.kernels }.is_fused(self.device);
-        let (norms, head_norm, gated) = match fused {
-            true => (4 * e * hidden + 8, e * head_dim + 4, 3 * e),
-            false => (2 * (8 + e) * hidden + 8, 8 * head_dim, 4 * e),
+        // On CUDA libtorch has a kernel for norms, too.
+        let (norms, head_norm) = match fused || matches!(self.device, Device::Cuda(_)) {
+            true => (4 * e * hidden + 8, e * head_dim + 4),
+            false => (2 * (8 + e) * hidden + 8, 8 * head_dim),
         };
+        let gated = if fused { 3 * e } else { 4 * e };
         let head_norms = if config.qk_norm { head_norm * (heads + key_heads) } else { 0 };
         let per_position = norms + head_norms + 4 * heads + gated * size(config.intermediate_size);
         let attention = match shape {
@@ -239,7 +241,7 @@ impl Footprint<'_> {
     /// that are not in float32, too.
     pub fn averaging(&self, policy: &Footprint, in_place: bool) -> u64 {
         let moved = if policy.device == self.device { 0 } else { policy.weights() };
-        let together = self.device != Device::Cpu && self.weights == Kind::Float;
+        let together = self.device != Device::Cpu && self.weights == Kind::Float && self.kernels == Kernels::Fused;
         let converted = together && policy.weights != Kind::Float;
         moved + if !in_place || converted { self.weights() } else { 0 }
     }

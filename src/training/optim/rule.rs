@@ -103,7 +103,7 @@ impl Rule {
     pub(crate) fn working_bytes(&self, weights: Kind) -> u64 {
         const NUMBER: u64 = 4;
         let rule = match self {
-            // The fused kernel has none.
+            // The fused kernel has none, and the operators work in place.
             Rule::Adamw { .. } => 0,
             // Both means, and indices or magnitudes.
             Rule::Adamw8bit { .. } => 3 * NUMBER,
