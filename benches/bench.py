@@ -220,12 +220,17 @@ def busy_seconds():
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(options, python):
-    """All pairs of runs into the report, the cases in turn, so that each sees the same course of the machine."""
-    cores = set(sorted(os.sched_getaffinity(0))[:options.cores])
-    deadline = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+def begun(options, python, cores):
+    """What there is before any run is measured: nothing, or with --go-on what was measured last."""
+    if options.go_on:
+        with open(RESULTS, encoding="utf-8") as file:
+            results = json.load(file)
+        for name, given in (("steps", options.steps), ("cores", len(cores))):
+            if results[name] != given:
+                sys.exit(f"--go-on: {RESULTS} has {name} {results[name]}, found {given}")
+        return results
     lines, *_ = run([python, LIMITS], cores)
-    results = {
+    return {
         "limits": json.loads(lines[-1][0]),
         "decoding": decoding(options, cores),
         "model_bytes": {name: model_bytes(folder) for name, folder in MODELS.items()},
@@ -237,10 +242,17 @@ def measure(options, python):
         "others": [],  # share of the processor's time that other processes took, by pair
         "cases": {case: {"ours": [], "peer": []} for case in options.case},
     }
+
+
+def measure(options, python):
+    """All pairs of runs into the report, the cases in turn, so that each sees the same course of the machine."""
+    cores = set(sorted(os.sched_getaffinity(0))[:options.cores])
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    results = begun(options, python, cores)
     took = dict.fromkeys(options.case, 0.0)
     for pair in range(options.pairs):
         for case, runs in results["cases"].items():
-            if len(runs["peer"]) < pair or time.monotonic() + took[case] > deadline:
+            if case not in took or len(runs["peer"]) != pair or time.monotonic() + took[case] > deadline:
                 continue
             model, objective, dtype = case.split("/")
             # Each pair of runs has a seed of its own: other rows, and other places in their answers.
@@ -322,6 +334,7 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help="steps measured in each run, after the first")
     parser.add_argument("--minutes", type=float, help="start no pair that would end later than that")
     parser.add_argument("--cores", type=int, default=2, help="cores, and threads, of each side")
+    parser.add_argument("--go-on", action="store_true", help="add pairs to what was measured last, by the same program")
     parser.add_argument("--report", action="store_true", help="measure nothing: write what was measured last anew")
     parser.add_argument("--output", default=os.path.join(CHECKOUT, "BENCHMARKS.md"))
     options = parser.parse_args()
