@@ -51,8 +51,8 @@ pub(crate) fn in_blocks<B: Blockwise>(
     })
 }
 
-/// Start and length of every span of at most `length` among so many elements.
-fn spans(elements: i64, length: i64) -> impl Iterator<Item = (i64, i64)> {
+/// Start and length of every span of at most `length` among so many elements, or rows.
+pub(crate) fn spans(elements: i64, length: i64) -> impl Iterator<Item = (i64, i64)> {
     let length = length.max(1);
     (0..elements).step_by(length as usize).map(move |start| (start, length.min(elements - start)))
 }

@@ -25,14 +25,10 @@ pub struct Limits {
     pub kept_bytes: i64,
 }
 
-impl Limits {
-    /// What is best for memory and speed.
-    pub const DEFAULT: Self = Limits { chunk_bytes: 128 << 20, piece_bytes: 4 << 20, kept_bytes: 512 << 20 };
-}
-
 impl Default for Limits {
+    /// What is best for memory and speed.
     fn default() -> Self {
-        Self::DEFAULT
+        Limits { chunk_bytes: 128 << 20, piece_bytes: 4 << 20, kept_bytes: 512 << 20 }
     }
 }
 

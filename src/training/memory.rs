@@ -205,7 +205,7 @@ impl Footprint<'_> {
         let product = if self.kind == Kind::Float { 0 } else { bytes(self.kind) * self.head_parameters() };
         match self.kernels {
             Kernels::Fused => {
-                let Limits { kept_bytes, chunk_bytes, .. } = Limits::DEFAULT;
+                let Limits { kept_bytes, chunk_bytes, .. } = Limits::default();
                 all.min(kept_bytes as u64) + all.min(chunk_bytes as u64) + product
             }
             Kernels::Plain => (3 * self.float_logits(shape)).max(all + product + FLOAT * self.head_parameters()),
@@ -229,7 +229,7 @@ impl Footprint<'_> {
     /// What it takes to score the responses of a batch, without gradients.
     pub fn scoring(&self, shape: Shape) -> u64 {
         let logits = match self.kernels {
-            Kernels::Fused => (shape.positions() * self.logits()).min(Limits::DEFAULT.chunk_bytes as u64),
+            Kernels::Fused => (shape.positions() * self.logits()).min(Limits::default().chunk_bytes as u64),
             // And their log-softmax.
             Kernels::Plain => 2 * self.float_logits(shape),
         };

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{Kept, Limits, Scores};
 use crate::Result;
+use crate::blocks::spans;
 use crate::native::fused::{self, RowScores};
 use crate::native::products;
 
@@ -194,9 +195,4 @@ impl Chunks<'_> {
             Ok(hidden_gradient)
         })
     }
-}
-
-/// Start and length of every span of at most `length` among so many rows.
-fn spans(rows: i64, length: i64) -> impl Iterator<Item = (i64, i64)> {
-    (0..rows).step_by(length as usize).map(move |start| (start, length.min(rows - start)))
 }
