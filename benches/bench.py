@@ -47,6 +47,7 @@ CASES = [f"{model}/{objective}/{dtype}" for model in MODELS for objective in ("o
 REQUIREMENTS = ["torch==2.11.0", "transformers==5.23.0", "trl==1.16.0", "numpy"]
 
 BATCH = 4
+WHOLE_RUN = ("ema", "reference", "engine")  # parts of a step that are known as means over a run
 ANSWER_WORDS = (110, 150)  # 1.3 tokens a word: 128 tokens and more
 PROMPT_WORDS = (20, 120)
 ROWS = 256
@@ -158,22 +159,28 @@ def record(done, steps, peak, cpu, parts):
     }
 
 
+def as_arguments(params):
+    """Params as sapo-flow takes them."""
+    return [word for name, value in params.items() for word in ("-S", f"{name}={value}")]
+
+
+def totals(lines):
+    """Seconds of all steps by node, and the engine's, from the table at a run's end: "ema      0.3   2%"."""
+    rows = (re.fullmatch(r"(?:the )?(\S+) +([\d.]+) +[\d.]+%", line) for line, _ in lines)
+    return {row[1]: float(row[2]) for row in rows if row}
+
+
 def run_ours(sapo_flow, model, objective, dtype, steps, seed, cores):
     """A run of sapo-flow: times of steps from its lines, of their parts from its metrics; and what it drew, in PLAN."""
     directory = os.path.join(WORK, "run")
     shutil.rmtree(directory, ignore_errors=True)
     command = [sapo_flow, "run", os.path.join(HERE, f"sapo_{objective}.yaml"), "--run-dir", directory]
     params = {"model": MODELS[model], "data": DATA, "dtype": dtype, "steps": steps, "batch_size": BATCH, "seed": seed}
-    for name, value in params.items():
-        command += ["-S", f"{name}={value}"]
-    lines, _, peak, cpu = run(command, cores)
+    lines, _, peak, cpu = run(command + as_arguments(params), cores)
     done = [seconds for line, seconds in lines if line.startswith("step ")]
-    # "ema      0.3   2%" in the table at the end: seconds of all steps.
-    rows = (line.removeprefix("the ").split() for line, _ in lines)
-    totals = {words[0]: float(words[1]) for words in rows
-              if len(words) == 3 and words[0] in ("ema", "reference", "engine") and words[2].endswith("%")}
     with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
         metrics = [json.loads(line) for line in file]
+    whole_run = {name: seconds / steps for name, seconds in totals(lines).items() if name in WHOLE_RUN}
     parts = []
     for before, line, done_by_learner in zip(metrics, metrics[1:], learner_steps(lines)[1:]):
         tokens = line["num_tokens"] - before["num_tokens"]
@@ -183,7 +190,7 @@ def run_ours(sapo_flow, model, objective, dtype, steps, seed, cores):
             "generated_tokens": generated, "generation": generated / line["segments/tokens/s"],
             "tokens": tokens, "learner": learner, **done_by_learner,
             "forward_backward": learner - done_by_learner["optimizer"],
-            **{name: seconds / steps for name, seconds in totals.items()},
+            **whole_run,
         })
     os.replace(os.path.join(directory, "samples.jsonl"), PLAN)
     shutil.rmtree(directory)

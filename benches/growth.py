@@ -169,11 +169,6 @@ class Curve:
     note: str = ""
 
 
-CACHES = ("A node's share of the engine doubles once, where the state of all of\nthem leaves a core's cache: profiles of 100 and "
-          "of 300 nodes show the same functions, timely's progress tracking, in the\nsame proportions. Beyond, it is linear")
-SINK = ("but for the sink that takes the metrics of all\nthese nodes: timely goes over all inputs of a node that it calls. Without "
-        "the sink's inputs 300 and 1000 nodes took\n22.7 and 21.7 microseconds each.")
-
 CURVES = {
     "batch": Curve("Batch", "rows a step", [1, 2, 4, 8, 16], [1, 4, 16], lambda x: sapo(batch=x)),
     "answer": Curve("Length of the answer", "tokens", [64, 128, 256, 512, 1024], [64, 256, 1024], lambda x: sapo(answer=x),
@@ -188,10 +183,10 @@ CURVES = {
                   ["whole", "again", "peak"],
                   note="A run of one step without a model; and again, which finds the tokens of 16 MiB of data or more."),
     "filters": Curve("Nodes on threads of their own", "nodes", [10, 30, 100, 300, 1000], [10, 100, 300], filters,
-                     ["step", "engine", "validate", "peak"], note=f"A chain of `filter`, without a model. {CACHES}, {SINK}"),
+                     ["step", "engine", "validate", "peak"], note="A chain of `filter`, without a model, and a sink that takes the metrics of all."),
     "buffers": Curve("Nodes on the worker", "nodes", [10, 30, 100, 300, 1000], [10, 100, 300], buffers,
                      ["step", "engine", "validate", "peak"],
-                     note=f"A chain of `replay_buffer`, each with a view, without a model. {CACHES}."),
+                     note="A chain of `replay_buffer`, each with a view, without a model."),
 }
 
 FIGURES = {  # heading, and by how much what is measured in seconds and bytes is divided
@@ -217,23 +212,13 @@ def seconds_between_steps(trace):
     return [(after - before) / 1e6 for before, after in zip(ends, ends[1:])]
 
 
-def settings(params):
-    """Params as arguments."""
-    return [word for name, value in params.items() for word in ("-S", f"{name}={value}")]
-
-
-def engine_seconds(lines):
-    """What the table at the end of a run says of the engine."""
-    return float(next(line for line, _ in lines if line.startswith("the engine")).split()[2])
-
-
 def measure(curve, point, options, cores):
     """The figures of one run, by name, in seconds and bytes."""
     path, params = curve.make(point)
     directory, trace = os.path.join(WORK, "run"), os.path.join(WORK, "trace.json")
     shutil.rmtree(directory, ignore_errors=True)
     run = [options.sapo_flow, "run", path, "--run-dir", directory]
-    command = run + ["--trace", trace] + settings(params)
+    command = run + ["--trace", trace] + bench.as_arguments(params)
     shutil.rmtree(CACHE, ignore_errors=True)
     lines, whole, peak, _ = bench.run(command, cores)
     figures = {"whole": whole, "peak": peak}
@@ -245,8 +230,8 @@ def measure(curve, point, options, cores):
         figures["step"] = statistics.median(between)
     if "engine" in curve.figures:
         shutil.rmtree(directory)
-        more = bench.run(run + settings(params | {"steps": MANY_STEPS}), cores)[0]
-        figures["engine"] = (engine_seconds(more) - engine_seconds(lines)) / (MANY_STEPS - CHAIN_STEPS)
+        more = bench.run(run + bench.as_arguments(params | {"steps": MANY_STEPS}), cores)[0]
+        figures["engine"] = (bench.totals(more)["engine"] - bench.totals(lines)["engine"]) / (MANY_STEPS - CHAIN_STEPS)
     if "validate" in curve.figures:
         figures["validate"] = bench.run([options.sapo_flow, "validate", path], cores)[1]
     shutil.rmtree(directory)
@@ -346,7 +331,7 @@ segments of 64 and a vocabulary of 8192 where nothing else is said.
 An exponent says how steep the line to the point before is on a plot of logarithms: 0 is flat, 1 linear. Where fixed costs
 prevail it is near 0, so that the last ones of a curve tell most. A step's time is from the end of one to the end of the
 next, by the run's timeline. The engine is processor time of the dataflow itself, the difference of two runs of many steps
-and of few.
+and of few. What is known of why a curve bends stands in [BENCHMARKS.md](BENCHMARKS.md).
 
 """
 

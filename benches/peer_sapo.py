@@ -130,22 +130,13 @@ class ReplayBuffer:
 # Generation
 
 
-def segments_of(rows, settings, chance):
+def segments_of(rows, settings, chance, planned=None):
     """(prompt, answer, start, length) of the segment to rewrite in each of the rows."""
     tasks = []
-    for prompt, answer in rows:
+    for index, (prompt, answer) in enumerate(rows):
         sizes = (settings.segment_tokens, settings.max_length, settings.max_prompt_tokens)
         length, last_start = segment_bounds(len(prompt), len(answer), *sizes)
-        tasks.append((*fit(prompt, answer, *sizes[1:]), chance.randint(0, last_start), length))
-    return tasks
-
-
-def planned_segments(rows, planned, settings):
-    """The same, where the plan has them."""
-    tasks = []
-    for (prompt, answer), (_, start, _, _) in zip(rows, planned, strict=True):
-        sizes = (settings.segment_tokens, settings.max_length, settings.max_prompt_tokens)
-        length, last_start = segment_bounds(len(prompt), len(answer), *sizes)
+        start = planned[index][1] if planned else chance.randint(0, last_start)
         assert start <= last_start, "the plan is of other data"
         tasks.append((*fit(prompt, answer, *sizes[1:]), start, length))
     return tasks
@@ -306,12 +297,12 @@ def train(settings):
     replay, beta = ReplayBuffer(), BETA[settings.objective]
     for step in range(settings.steps):
         clock, began = Clock(), time.perf_counter()
-        if plan:
-            tasks = planned_segments([rows[row] for row, *_ in plan[step]], plan[step], settings)
+        if planned := plan and plan[step]:
+            taken = [row for row, *_ in planned]
         else:
             taken = [order[(step * settings.batch_size + row) % len(order)] for row in range(settings.batch_size)]
-            tasks = segments_of([rows[row] for row in taken], settings, chance)
-        pairs, generated = rewrite(written, tasks, tokenizer, plan and plan[step])
+        tasks = segments_of([rows[row] for row in taken], settings, chance, planned)
+        pairs, generated = rewrite(written, tasks, tokenizer, planned)
         for pair in pairs:
             replay.add(pair)
         line = {"step": step, "generated_tokens": generated, "generation": clock.lap()}
