@@ -9,7 +9,7 @@ use sapo_flow_engine::{OperatorError, RunSettings};
 use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Decoding};
 use sapo_flow_training::learner::LayoutKind;
-use sapo_flow_training::memory::{Footprint, Shape};
+use sapo_flow_training::memory::{Footprint, Scored, Shape};
 use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use tch::{Device, Kind};
 
@@ -123,10 +123,11 @@ impl PlannedModel {
 
     /// Bytes that it takes to score so many pairs, in the layout that goes with the run's kernels.
     pub fn scoring(&self, pairs: u64, batch: &BatchLengths) -> u64 {
-        self.footprint().scoring(match LayoutKind::suited_to(self.compute.kernels) {
+        let shape = match LayoutKind::suited_to(self.compute.kernels) {
             LayoutKind::SharedPrefix => pairs_of(pairs, batch.mean),
             LayoutKind::Padded => Shape::Rows { rows: 2 * pairs, tokens: batch.longest.tokens() },
-        })
+        };
+        self.footprint().scoring(Scored { shape, logit_rows: 2 * pairs * batch.mean.response })
     }
 
     /// Bytes of its weights.

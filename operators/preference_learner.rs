@@ -8,14 +8,14 @@ use std::time::Instant;
 
 use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::{ConfigIssue, Connections, Define};
-use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
+use sapo_flow_engine::plan::{Emits, Lengths, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, Passes};
 use sapo_flow_training::logps::Limits;
-use sapo_flow_training::memory::{Shape, TrainingStep};
+use sapo_flow_training::memory::{Scored, Shape, TrainingStep};
 use sapo_flow_training::model::{self, Model, SourceFiles};
-use sapo_flow_training::objectives::Objective;
+use sapo_flow_training::objectives::{Needs, Objective};
 use sapo_flow_training::optim::Schedule;
 use sapo_flow_training::{Error, device};
 use tch::Device;
@@ -101,6 +101,12 @@ impl PreferenceLearner {
 fn examples(batch: &Batch, step: u64) -> Vec<Example> {
     let reference = |index: usize| batch.reference.as_ref().and_then(|logps| logps.get(index).copied());
     batch.pairs.iter().enumerate().map(|(index, pair)| example(pair, step, reference(index))).collect()
+}
+
+/// Rows of logits that a pair of these lengths needs: the responses' tokens, and where they count too the prompt's before the
+/// chosen one.
+fn logit_rows(needs: &Needs, Lengths { prompt, response }: Lengths) -> u64 {
+    u64::from(needs.prompt()) * prompt + (1 + u64::from(needs.rejected())) * response
 }
 
 /// What a configuration says is minimised; validation has compiled it before.
@@ -285,7 +291,8 @@ learner:
         }
         notes.extend(arrives.max_length.and_then(|tokens| model.note_on_length(tokens)));
         let (objective, layout) = (objective(config)?, config.layout(kernels(context.run)));
-        let shape = |batch: &BatchLengths| match (objective.needs().rejected(), layout) {
+        let needs = objective.needs();
+        let shape = |batch: &BatchLengths| match (needs.rejected(), layout) {
             (false, LayoutKind::Padded) => Shape::Rows { rows: pairs, tokens: batch.longest.tokens() },
             (false, LayoutKind::SharedPrefix) => Shape::Rows { rows: pairs, tokens: batch.mean.tokens() },
             (true, LayoutKind::Padded) => Shape::Rows { rows: 2 * pairs, tokens: batch.longest.tokens() },
@@ -294,7 +301,7 @@ learner:
         let passes = arrives.rows.map_or(1, |rows| rows.div_ceil(pairs.max(1)));
         let working = |batch: &BatchLengths| {
             footprint.training(TrainingStep {
-                shape: shape(batch),
+                pass: Scored { shape: shape(batch), logit_rows: pairs * logit_rows(needs, batch.mean) },
                 passes,
                 gradient_checkpointing: config.gradient_checkpointing,
                 release_gradients: config.release_gradients,

@@ -21,14 +21,14 @@ pub struct Limits {
     pub chunk_bytes: i64,
     /// Bytes of f32 logits that libtorch's elementwise operations work on at a time on a CPU: what its cache holds.
     pub piece_bytes: i64,
-    /// Bytes of logits kept between the forward and the backward pass.
+    /// Bytes of logits kept between the forward and the backward pass; others are computed again.
     pub kept_bytes: i64,
 }
 
 impl Default for Limits {
     /// What is best for memory and speed.
     fn default() -> Self {
-        Limits { chunk_bytes: 128 << 20, piece_bytes: 4 << 20, kept_bytes: 512 << 20 }
+        Limits { chunk_bytes: 128 << 20, piece_bytes: 4 << 20, kept_bytes: 128 << 20 }
     }
 }
 

@@ -29,7 +29,6 @@
 //!
 //! With plain kernels all logits are there at once: at the most in float32 their log-softmax, its gradient and their own.
 //! When the head's gradient is there, in the compute type and in float32, of these the last is left, in the compute type.
-//! All positions are counted, an upper bound: a loss needs neither padding's nor, as a rule, all prompts'.
 //!
 //! GPUs repeat no keys and values where there is no mask and the compute type is bfloat16; they are counted all the same, and
 //! stand for the shared queries that are computed a second time there.
@@ -97,11 +96,20 @@ impl Shape {
     }
 }
 
+/// What a pass of the model takes, of which log-probabilities are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scored {
+    /// What goes through the model.
+    pub shape: Shape,
+    /// Positions whose logits are needed: those that predict a token that counts.
+    pub logit_rows: u64,
+}
+
 /// A step of training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainingStep {
     /// One forward and backward pass.
-    pub shape: Shape,
+    pub pass: Scored,
     /// Passes in one update.
     pub passes: u64,
     /// Whether activations are computed again in the backward pass.
@@ -165,8 +173,8 @@ impl Footprint<'_> {
         }
         let layers = self.decoder.config.num_hidden_layers as u64;
         let activations = match step.gradient_checkpointing {
-            false => layers * self.layer(step.shape) + self.copies(self.layer_parameters()),
-            true => self.layer_inputs(step.shape) + self.one_layer(step.shape),
+            false => layers * self.layer(step.pass.shape) + self.copies(self.layer_parameters()),
+            true => self.layer_inputs(step.pass.shape) + self.one_layer(step.pass.shape),
         };
         let gradients = bytes(self.weights) * self.parameters();
         let (head, head_gradient) = (self.copies(self.head_parameters()), FLOAT * self.head_parameters());
@@ -174,16 +182,16 @@ impl Footprint<'_> {
         let sums = if step.passes > 1 && self.weights != Kind::Float { FLOAT * self.parameters() } else { 0 };
         let updating = gradients + sums + self.updating(step.optimizer);
         let layers_and_gradients = if step.passes > 1 { activations + updating } else { activations.max(updating) };
-        head + head_gradient + self.at_the_head(step.shape) + layers_and_gradients
+        head + head_gradient + self.at_the_head(step.pass) + layers_and_gradients
     }
 
     fn training_with_release(&self, step: TrainingStep) -> u64 {
-        let (inputs, updating) = (self.layer_inputs(step.shape), self.updating(step.optimizer));
+        let (inputs, updating) = (self.layer_inputs(step.pass.shape), self.updating(step.optimizer));
         let head_gradient = FLOAT * self.head_parameters();
         let kept = if self.decoder.config.tie_word_embeddings { head_gradient } else { 0 };
         let layer_gradients = bytes(self.weights) * self.layer_parameters() / self.layers();
-        let loss = inputs + head_gradient + self.at_the_head(step.shape).max(updating);
-        let layers = inputs + kept + self.one_layer(step.shape).max(updating) + layer_gradients;
+        let loss = inputs + head_gradient + self.at_the_head(step.pass).max(updating);
+        let layers = inputs + kept + self.one_layer(step.pass.shape).max(updating) + layer_gradients;
         let embedding = kept + bytes(self.weights) * self.head_parameters() + updating;
         self.copies(self.head_parameters()) + loss.max(layers).max(embedding)
     }
@@ -199,8 +207,8 @@ impl Footprint<'_> {
     }
 
     /// Logits and gradients between the last hidden states and the loss, but for the sum of the head's.
-    fn at_the_head(&self, shape: Shape) -> u64 {
-        let all = shape.positions() * self.logits();
+    fn at_the_head(&self, pass: Scored) -> u64 {
+        let all = pass.logit_rows * self.logits();
         // A part of the head's gradient, where the compute type is not that of the sum.
         let product = if self.kind == Kind::Float { 0 } else { bytes(self.kind) * self.head_parameters() };
         match self.kernels {
@@ -208,13 +216,13 @@ impl Footprint<'_> {
                 let Limits { kept_bytes, chunk_bytes, .. } = Limits::default();
                 all.min(kept_bytes as u64) + all.min(chunk_bytes as u64) + product
             }
-            Kernels::Plain => (3 * self.float_logits(shape)).max(all + product + FLOAT * self.head_parameters()),
+            Kernels::Plain => (3 * self.float_logits(pass)).max(all + product + FLOAT * self.head_parameters()),
         }
     }
 
-    /// All positions' logits in f32.
-    fn float_logits(&self, shape: Shape) -> u64 {
-        FLOAT * shape.positions() * self.decoder.config.vocab_size as u64
+    /// All rows of logits in f32.
+    fn float_logits(&self, pass: Scored) -> u64 {
+        FLOAT * pass.logit_rows * self.decoder.config.vocab_size as u64
     }
 
     /// What an optimizer has in memory while it updates a block of the largest parameter.
@@ -227,13 +235,13 @@ impl Footprint<'_> {
     }
 
     /// What it takes to score the responses of a batch, without gradients.
-    pub fn scoring(&self, shape: Shape) -> u64 {
+    pub fn scoring(&self, pass: Scored) -> u64 {
         let logits = match self.kernels {
-            Kernels::Fused => (shape.positions() * self.logits()).min(Limits::default().chunk_bytes as u64),
+            Kernels::Fused => (pass.logit_rows * self.logits()).min(Limits::default().chunk_bytes as u64),
             // And their log-softmax.
-            Kernels::Plain => 2 * self.float_logits(shape),
+            Kernels::Plain => 2 * self.float_logits(pass),
         };
-        self.layer(shape) + self.copies(self.head_parameters()) + logits
+        self.layer(pass.shape) + self.copies(self.head_parameters()) + logits
     }
 
     /// What it takes to average the weights of `policy` into these: a copy of those on another device, and the next average

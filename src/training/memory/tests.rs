@@ -9,6 +9,11 @@ use crate::generate::Warpers;
 use crate::model::ModelConfig;
 
 const ADAMW: Rule = Rule::Adamw { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+/// A pass of which all positions' logits are needed.
+fn all(shape: Shape) -> Scored {
+    Scored { shape, logit_rows: shape.positions() }
+}
+
 const ADAMW_8BIT: Rule = Rule::Adamw8bit { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
 
 fn smollm2() -> Decoder {
@@ -80,8 +85,13 @@ fn a_step_by_hand() {
 
     // 8 sequences of 256 tokens, in bfloat16: 2048 positions.
     let shape = Shape::Rows { rows: 8, tokens: 256 };
-    let step =
-        TrainingStep { shape, passes: 1, gradient_checkpointing: false, release_gradients: false, optimizer: ADAMW };
+    let step = TrainingStep {
+        pass: all(shape),
+        passes: 1,
+        gradient_checkpointing: false,
+        release_gradients: false,
+        optimizer: ADAMW,
+    };
     let activations = 30 * 2048 * 34_220 + 2 * 30 * layer_parameters;
     // The head in bfloat16 and its gradient; in float32 the log-softmax of all positions' logits, its gradient and theirs.
     let around_the_head = 2 * head + 4 * head + 3 * 2048 * 49_152 * 4;
@@ -93,10 +103,10 @@ fn a_step_by_hand() {
     let few = TrainingStep { gradient_checkpointing: true, ..step };
     assert!(31 * 2048 * 576 * 2 + 2048 * 34_220 + 2 * layer_parameters < gradients);
     assert_eq!(bf16.training(few), gradients + around_the_head);
-    // Fused kernels keep logits of all positions, 201 MB, and have a chunk of at most 134 MB, and its part of the head's
+    // Of the logits, 201 MB, fused kernels keep 134 MB at most, and have as large a chunk at most, and its part of the head's
     // gradient in bfloat16. A layer keeps less.
     let fused = Footprint { kernels: Kernels::Fused, ..bf16 };
-    let around_the_head = 2 * head + 4 * head + 2 * head + 2048 * 49_152 * 2 + (128 << 20);
+    let around_the_head = 2 * head + 4 * head + 2 * head + (256 << 20);
     let activations = 30 * 2048 * 18_860 + 2 * 30 * layer_parameters;
     assert_eq!(fused.training(step), activations + around_the_head);
 }
@@ -108,7 +118,7 @@ fn plain_log_probabilities_by_hand() {
     let decoder = smollm2();
     let (bf16, float) = (on_cpu(&decoder, Kind::BFloat16), on_cpu(&decoder, Kind::Float));
     let head: u64 = 49_152 * 576;
-    let at = |positions: u64| Shape::Rows { rows: 1, tokens: positions };
+    let at = |positions: u64| all(Shape::Rows { rows: 1, tokens: positions });
     let logits = |positions: u64| positions * 49_152;
     // 12 bytes a logit, or 2 and 6 a parameter of the head: 10 * 345.6 are as many as 6 * 576.
     assert_eq!(bf16.at_the_head(at(345)), 2 * logits(345) + 6 * head);
@@ -116,11 +126,13 @@ fn plain_log_probabilities_by_hand() {
     // 12 bytes a logit, or 4 and 4 a parameter: 8 * 288 are as many as 4 * 576.
     assert_eq!(float.at_the_head(at(287)), 4 * logits(287) + 4 * head);
     assert_eq!(float.at_the_head(at(289)), 12 * logits(289));
+    // Of so many positions few may count.
+    assert_eq!(bf16.at_the_head(Scored { logit_rows: 400, ..at(1000) }), 12 * logits(400));
     // GPUs, too.
     assert_eq!(Footprint { device: Device::Cuda(0), ..bf16 }.at_the_head(at(1000)), 12 * logits(1000));
     // Without a gradient: logits and their log-softmax in float32, not a chunk of 134 MB.
     let fused = Footprint { kernels: Kernels::Fused, ..bf16 };
-    let beside = |footprint: Footprint| footprint.scoring(at(2048)) - footprint.layer(at(2048));
+    let beside = |footprint: Footprint| footprint.scoring(at(2048)) - footprint.layer(at(2048).shape);
     assert_eq!((beside(bf16), beside(float)), (2 * head + 8 * logits(2048), 8 * logits(2048)));
     assert_eq!(beside(fused), 2 * head + (128 << 20));
 }
@@ -213,19 +225,24 @@ fn released_gradients_by_hand() {
     let bf16 = Footprint { kernels: Kernels::Fused, ..plain };
     let (layer_parameters, head): (u64, u64) = (3_540_096, 49_152 * 576);
     let shape = Shape::Rows { rows: 2, tokens: 64 };
-    let step =
-        TrainingStep { shape, passes: 1, gradient_checkpointing: true, release_gradients: true, optimizer: ADAMW };
+    let step = TrainingStep {
+        pass: all(shape),
+        passes: 1,
+        gradient_checkpointing: true,
+        release_gradients: true,
+        optimizer: ADAMW,
+    };
     // The head in bfloat16 and its gradient stay until the embedding's is there: tied, they are one weight.
     assert_eq!(bf16.training(step), 2 * head + 4 * head + 4 * head);
     // Plain kernels take most for the loss: 31 inputs of layers, the head's gradient, autograd's, and the logits' in bfloat16.
     assert_eq!(plain.training(step), 2 * head + 31 * 128 * 576 * 2 + 4 * head + 6 * head + 128 * 49_152 * 2);
-    // With more positions the loss takes most: 31 inputs of layers, the head's gradient and a part of it, 512 and 128 MiB of
+    // With more positions the loss takes most: 31 inputs of layers, the head's gradient and a part of it, twice 128 MiB of
     // logits.
-    let shape = Shape::Rows { rows: 64, tokens: 256 };
-    let loss = 31 * 16_384 * 576 * 2 + 4 * head + 2 * head + (640 << 20);
-    let layer = 31 * 16_384 * 576 * 2 + 4 * head + 16_384 * 18_860 + 2 * layer_parameters + 4 * layer_parameters;
+    let shape = Shape::Rows { rows: 48, tokens: 256 };
+    let loss = 31 * 12_288 * 576 * 2 + 4 * head + 2 * head + (256 << 20);
+    let layer = 31 * 12_288 * 576 * 2 + 4 * head + 12_288 * 18_860 + 2 * layer_parameters + 4 * layer_parameters;
     assert!(layer < loss);
-    assert_eq!(bf16.training(TrainingStep { shape, ..step }), 2 * head + loss);
+    assert_eq!(bf16.training(TrainingStep { pass: all(shape), ..step }), 2 * head + loss);
 }
 
 /// An ORPO step of SAPO on one device of 80 GB: 4 pairs of 2048 tokens, of which the prompt has half.
@@ -246,8 +263,13 @@ fn a_model_of_8_billion_parameters_fits_80_gb() {
     let kept = policy.weights() + state + ema.weights();
 
     let shape = Shape::Pairs { pairs: 4, prompt: 1024, response: 1024 };
-    let step =
-        TrainingStep { shape, passes: 1, gradient_checkpointing: true, release_gradients: true, optimizer: ADAMW_8BIT };
+    let step = TrainingStep {
+        pass: all(shape),
+        passes: 1,
+        gradient_checkpointing: true,
+        release_gradients: true,
+        optimizer: ADAMW_8BIT,
+    };
     let generating = ema.generating(4, 2048, &Decoding::default(), &Choice::Greedy);
     let working = policy.training(step).max(generating);
     // Nothing is converted for the sampler.

@@ -51,7 +51,7 @@ impl Needs {
     }
 
     /// Whether the prompt's tokens are scored too.
-    pub(crate) fn prompt(&self) -> bool {
+    pub fn prompt(&self) -> bool {
         self.tensors.contains(&PairTensor::SequenceNll)
     }
 
