@@ -58,10 +58,15 @@ pub(super) fn read_tensor(
     let kind = kind_of(info.dtype)
         .ok_or_else(|| Error::invalid(path, format!("tensor `{name}` has unsupported dtype {:?}", info.dtype)))?;
     let (begin, end) = info.data_offsets;
-    let mut data = vec![0; end.saturating_sub(begin)];
+    let mut tensor = Tensor::f_empty(shape_of(info), (kind, Device::Cpu))?;
+    let data = bytes_mut(&mut tensor);
+    if data.len() != end.saturating_sub(begin) {
+        let message = format!("a tensor of {} bytes has a place of {}", data.len(), end.saturating_sub(begin));
+        return Err(Error::invalid(path, message));
+    }
     file.seek(SeekFrom::Start(data_start + begin as u64)).map_err(Error::io(path))?;
-    file.read_exact(&mut data).map_err(Error::io(path))?;
-    Ok(Tensor::f_from_data_size(&data, &shape_of(info), kind)?)
+    file.read_exact(data).map_err(Error::io(path))?;
+    Ok(tensor)
 }
 
 /// Refuses weights that are no fractions: integers are codes of something else, such as quantised weights.
@@ -124,14 +129,37 @@ impl View for Stored {
         &self.shape
     }
     fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        if self.tensor.device() == Device::Cpu && self.tensor.kind() == self.kind && self.tensor.is_contiguous() {
+            return bytes(&self.tensor).into();
+        }
         let tensor = self.tensor.to_kind(self.kind).to_device(Device::Cpu).contiguous();
-        let mut bytes = vec![0; self.data_len()];
-        tensor.copy_data_u8(&mut bytes, tensor.numel());
-        bytes.into()
+        bytes(&tensor).to_vec().into()
     }
     fn data_len(&self) -> usize {
         self.tensor.numel() * self.kind.elt_size_in_bytes()
     }
+}
+
+/// A contiguous CPU tensor's memory.
+fn bytes(tensor: &Tensor) -> &[u8] {
+    match byte_length(tensor) {
+        0 => &[],
+        // Safety: that many bytes are there, and they stay where they are while the tensor is borrowed.
+        length => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), length) },
+    }
+}
+
+/// The memory of a contiguous CPU tensor that nobody else has.
+fn bytes_mut(tensor: &mut Tensor) -> &mut [u8] {
+    match byte_length(tensor) {
+        0 => &mut [],
+        // Safety: as above; any bytes make numbers.
+        length => unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), length) },
+    }
+}
+
+fn byte_length(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
 }
 
 /// A stored tensor's shape.
