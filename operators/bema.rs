@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, device_issue, kernels};
+use crate::compute::{NodeThread, PlannedModel, device_issue, kernels};
 use crate::state;
 use crate::weights::{SharedWeights, Versions, shared_on};
 
@@ -85,7 +85,7 @@ pub struct Bema {
     versions: Versions,
     averages: Option<Averages>,
     kernels: Kernels,
-    threads: usize,
+    thread: NodeThread,
     device: Option<Device>,
     restore_from: Option<PathBuf>,
 }
@@ -148,7 +148,7 @@ impl Bema {
 
 impl Operator for Bema {
     fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
-        device::set_threads(self.threads);
+        self.thread.begin(self.device)?;
         let weights = inputs.weights("weights").ok_or("no weights to average: `weights` must come from a learner")?;
         let policy = shared_on(&weights, self.device)?;
         match self.restore_from.take() {
@@ -161,7 +161,7 @@ impl Operator for Bema {
                 self.versions.push(policy.version(policy.version, float32(&policy.parameters)));
             }
         }
-        Ok(self.versions.outputs())
+        self.versions.outputs()
     }
 
     fn step(&mut self, _: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
@@ -169,7 +169,7 @@ impl Operator for Bema {
         if self.averages.as_ref().is_some_and(|averages| averages.seen != weights.version) {
             self.update(&*shared_on(&weights, self.device)?)?;
         }
-        Ok(self.versions.outputs())
+        self.versions.outputs()
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
@@ -256,8 +256,8 @@ model: {op: checkpoint, in: bema}
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let versions = Versions::new(context.node, context.retained_versions);
         let device = config.device.as_deref().map(device::parse).transpose()?;
-        let (kernels, threads) = (kernels(context.run), context.threads);
-        Ok(Bema { config, versions, averages: None, kernels, threads, device, restore_from: None })
+        let (kernels, thread) = (kernels(context.run), NodeThread::of(context));
+        Ok(Bema { config, versions, averages: None, kernels, thread, device, restore_from: None })
     }
 }
 

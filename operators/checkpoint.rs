@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::{ConfigIssue, Connections, Define};
@@ -48,7 +47,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Write a model under a temporary name, then rename it. One that has its name stays until then: neither a full disk nor
     /// a kill may cost it.
-    fn save(&self, weights: &Arc<SharedWeights>, name: &str) -> Result<(), OperatorError> {
+    fn save(&self, weights: &SharedWeights, name: &str) -> Result<(), OperatorError> {
         fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
         let (temporary, target) = (self.directory.join(format!(".writing-{name}")), self.directory.join(name));
         remove_if_there(&temporary)?;
@@ -115,9 +114,9 @@ impl Operator for Checkpoint {
         let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
         let steps = step + 1;
         if steps == self.total_steps {
-            self.save(&shared(&weights)?, "final")?;
+            self.save(&*shared(&weights)?, "final")?;
         } else if self.config.every.is_some_and(|every| steps.is_multiple_of(every)) {
-            self.save(&shared(&weights)?, &format!("{PREFIX}{steps}"))?;
+            self.save(&*shared(&weights)?, &format!("{PREFIX}{steps}"))?;
             self.drop_others(steps)?;
         }
         Ok(Outputs::new())
@@ -182,6 +181,7 @@ model: {op: checkpoint, in: learner.weights, with: {every: 300, keep: 2}}
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     use sapo_flow_training::model::{Model, SourceFiles};
     use tch::{Device, Kind};

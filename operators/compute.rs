@@ -5,12 +5,13 @@ use std::path::Path;
 use sapo_flow_engine::graph::{self, Dtype, DtypeChoice};
 use sapo_flow_engine::operator::ConfigIssue;
 use sapo_flow_engine::plan::{Emits, Memory, PlanContext};
-use sapo_flow_engine::{OperatorError, RunSettings};
+use sapo_flow_engine::{BuildContext, OperatorError, RunSettings};
 use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Decoding};
 use sapo_flow_training::learner::LayoutKind;
 use sapo_flow_training::memory::{Footprint, Scored, Shape};
 use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
+use sapo_flow_training::native::stream;
 use tch::{Device, Kind};
 
 use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
@@ -44,6 +45,31 @@ pub fn settled_dtype(run: &RunSettings) -> Dtype {
         DtypeChoice::Bfloat16 => Dtype::Bfloat16,
         DtypeChoice::Auto if is_fast() => Dtype::Bfloat16,
         DtypeChoice::Float32 | DtypeChoice::Auto => Dtype::Float32,
+    }
+}
+
+/// What the thread of a node does its tensor work with.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeThread {
+    processors: usize,
+    own_stream: bool,
+}
+
+impl NodeThread {
+    /// As the run says. Where nodes can work at the same time, each has a stream of its own on a GPU.
+    pub fn of(context: &BuildContext) -> Self {
+        NodeThread { processors: context.threads, own_stream: context.overlaps }
+    }
+
+    /// Settles it for the calling thread, whose node works on a device, if that is known before weights arrive: the first
+    /// thing that a node does at its start.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn begin(self, device: Option<Device>) -> sapo_flow_training::Result<()> {
+        device::set_threads(self.processors);
+        stream::begin(self.own_stream);
+        device.map_or(Ok(()), stream::enter)
     }
 }
 

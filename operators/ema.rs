@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, device_issue, kernels, kind};
+use crate::compute::{NodeThread, PlannedModel, device_issue, kernels, kind};
 use crate::draws::Draws;
 use crate::weights::{SharedWeights, Versions, shared_on};
 
@@ -52,7 +52,7 @@ pub struct Ema {
     versions: Versions,
     random: Draws,
     kernels: Kernels,
-    threads: usize,
+    thread: NodeThread,
     device: Option<Device>,
     restore_from: Option<PathBuf>,
 }
@@ -88,7 +88,7 @@ fn first(policy: &ParameterSet, kind: Kind) -> ParameterSet {
 
 impl Operator for Ema {
     fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
-        device::set_threads(self.threads);
+        self.thread.begin(self.device)?;
         let weights = inputs.weights("weights").ok_or("no weights to average: `weights` must come from a learner")?;
         let policy = shared_on(&weights, self.device)?;
         match self.restore_from.take() {
@@ -98,7 +98,7 @@ impl Operator for Ema {
                 self.versions.push(policy.version(policy.version, first));
             }
         }
-        Ok(self.versions.outputs())
+        self.versions.outputs()
     }
 
     fn step(&mut self, _: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
@@ -108,7 +108,7 @@ impl Operator for Ema {
             let policy = shared_on(&weights, self.device)?;
             self.update(&policy)?;
         }
-        Ok(self.versions.outputs())
+        self.versions.outputs()
     }
 
     fn snapshot(&mut self, directory: &Path) -> Result<(), OperatorError> {
@@ -188,7 +188,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
         let versions = Versions::new(context.node, context.retained_versions);
         let random = Draws::new(context.run.seed, context.node);
         let device = config.device.as_deref().map(device::parse).transpose()?;
-        let (kernels, threads) = (kernels(context.run), context.threads);
-        Ok(Ema { config, versions, random, kernels, threads, device, restore_from: None })
+        let (kernels, thread) = (kernels(context.run), NodeThread::of(context));
+        Ok(Ema { config, versions, random, kernels, thread, device, restore_from: None })
     }
 }

@@ -9,7 +9,6 @@ use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Metrics, PortType, Prompt, Record, TokenId, Weights};
 use sapo_flow_engine::runtime::event::{Completion, Event, EventSender};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
-use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Decoding, Generation, Request, Sampling, generate};
 use sapo_flow_training::learner::{Example, ExampleScore, score};
 use sapo_flow_training::model::{Compute, Kernels};
@@ -17,7 +16,7 @@ use sapo_flow_training::text::TextTokenizer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::compute::{PlannedModel, compute, kernels};
+use crate::compute::{NodeThread, PlannedModel, compute, kernels};
 use crate::data::{self, Columns, OnError, Part, Paths};
 use crate::draws::Draws;
 use crate::planned_batches::{BatchLengths, PlannedBatches};
@@ -122,7 +121,7 @@ pub struct Evaluator {
     node: String,
     random: Draws,
     compute: Compute,
-    threads: usize,
+    thread: NodeThread,
     total_steps: u64,
     rows: Vec<Arc<Prompt>>,
     tokenizer: TextTokenizer,
@@ -251,7 +250,7 @@ const FIRST: &str = "first.json";
 
 impl Operator for Evaluator {
     fn start(&mut self, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
-        device::set_threads(self.threads);
+        self.thread.begin(None)?;
         match &self.first {
             Some(first) => self.tell(first.version, &first.metrics, &first.shown),
             None if self.resumed => {}
@@ -379,7 +378,7 @@ evaluation:
             node: context.node.into(),
             random: Draws::new(context.run.seed, context.node),
             compute: compute(context.run),
-            threads: context.threads,
+            thread: NodeThread::of(context),
             total_steps: context.total_steps,
             rows,
             tokenizer,

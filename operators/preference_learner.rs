@@ -21,7 +21,7 @@ use sapo_flow_training::{Error, device};
 use tch::Device;
 
 use crate::batcher::Batcher;
-use crate::compute::{PlannedModel, compute, kernels, kind};
+use crate::compute::{NodeThread, PlannedModel, compute, kernels, kind};
 use crate::draws::Draws;
 use crate::examples::{check_values, example};
 use crate::failed_update::FailedUpdate;
@@ -37,7 +37,7 @@ pub struct PreferenceLearner {
     settings: LearnerSettings,
     node: String,
     device: Device,
-    threads: usize,
+    thread: NodeThread,
     run_directory: PathBuf,
     weights: Dtype,
     learner: Option<Learner>,
@@ -119,7 +119,7 @@ fn objective(config: &PreferenceLearnerConfig) -> Result<Sum, OperatorError> {
 
 impl Operator for PreferenceLearner {
     fn start(&mut self, _: Inputs) -> Result<Outputs, OperatorError> {
-        device::set_threads(self.threads);
+        self.thread.begin(Some(self.device))?;
         let model = Model::load(&self.model, self.device, kind(self.weights))?;
         self.files = Arc::new(model.files);
         let mut learner = Learner::new(model.decoder, model.parameters, self.settings.clone())?;
@@ -142,7 +142,7 @@ impl Operator for PreferenceLearner {
             }
         }
         let mut outputs = Outputs::new();
-        self.versions.emit(&mut outputs);
+        self.versions.emit(&mut outputs)?;
         Ok(outputs)
     }
 
@@ -154,7 +154,7 @@ impl Operator for PreferenceLearner {
             outputs.push("metrics", Record::Metrics(Arc::new(metrics)));
             self.share()?;
         }
-        self.versions.emit(&mut outputs);
+        self.versions.emit(&mut outputs)?;
         Ok(outputs)
     }
 
@@ -358,7 +358,7 @@ learner:
             settings,
             node: context.node.into(),
             device: device::parse(config.device.as_deref().unwrap_or(&context.run.device))?,
-            threads: context.threads,
+            thread: NodeThread::of(context),
             run_directory: context.run_directory.into(),
             weights: config.weights,
             learner: None,

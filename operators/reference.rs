@@ -21,11 +21,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, compute, device_issue};
+use crate::compute::{NodeThread, PlannedModel, compute, device_issue};
 use crate::examples::example;
 use crate::planned_batches::{BatchLengths, PlannedBatches};
 use crate::state;
-use crate::weights::{SharedWeights, shared_on};
+use crate::weights::{Reading, SharedWeights, shared_on};
 use memo::{Key, Memo};
 
 /// What `reference` takes under `with`.
@@ -52,8 +52,8 @@ pub struct Reference {
     config: ReferenceConfig,
     device: Device,
     compute: Compute,
-    threads: usize,
-    weights: Option<Arc<SharedWeights>>,
+    thread: NodeThread,
+    weights: Option<Reading>,
     /// Whether the weights are others than those of the model directory.
     refreshed: bool,
     memo: Memo,
@@ -146,7 +146,7 @@ impl Reference {
 
 impl Operator for Reference {
     fn start(&mut self, _: Inputs) -> Result<Outputs, OperatorError> {
-        device::set_threads(self.threads);
+        self.thread.begin(Some(self.device))?;
         let model = Model::load(Path::new(&self.config.model), self.device, Kind::Float)?;
         let mut weights = SharedWeights {
             decoder: model.decoder,
@@ -165,7 +165,7 @@ impl Operator for Reference {
                 self.refreshed = true;
             }
         }
-        self.weights = Some(Arc::new(weights));
+        self.weights = Some(Reading::of(Arc::new(weights))?);
         Ok(Outputs::new())
     }
 
@@ -264,9 +264,9 @@ learner:
 
     fn build(config: Self::Config, context: &BuildContext) -> Result<Self, OperatorError> {
         let device = device::parse(config.device.as_deref().unwrap_or(&context.run.device))?;
-        let (compute, threads) = (compute(context.run), context.threads);
+        let (compute, thread) = (compute(context.run), NodeThread::of(context));
         let memo = Memo::default();
-        Ok(Reference { config, device, compute, threads, weights: None, refreshed: false, memo, restore_from: None })
+        Ok(Reference { config, device, compute, thread, weights: None, refreshed: false, memo, restore_from: None })
     }
 }
 

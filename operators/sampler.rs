@@ -7,13 +7,12 @@ use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Metrics, PortType, Prompt, Record, Retraction, Sample};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
-use sapo_flow_training::device;
 use sapo_flow_training::generate::{Choice, Request, Sampling, Warpers, generate};
 use sapo_flow_training::model::Compute;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::compute::{PlannedModel, compute, kernels};
+use crate::compute::{NodeThread, PlannedModel, compute, kernels};
 use crate::decoding::DecodingConfig;
 use crate::draws::Draws;
 use crate::weights::{SharedWeights, shared};
@@ -75,7 +74,7 @@ pub struct Sampler {
     node: String,
     random: Draws,
     compute: Compute,
-    threads: usize,
+    thread: NodeThread,
 }
 
 impl Sampler {
@@ -117,7 +116,7 @@ impl Sampler {
 
 impl Operator for Sampler {
     fn start(&mut self, _: Inputs) -> Result<Outputs, OperatorError> {
-        device::set_threads(self.threads);
+        self.thread.begin(None)?;
         Ok(Outputs::new())
     }
 
@@ -221,7 +220,7 @@ learner: {op: preference_learner, in: batches, with: {model: models/smollm2, obj
             node: context.node.into(),
             random: Draws::new(context.run.seed, context.node),
             compute: compute(context.run),
-            threads: context.threads,
+            thread: NodeThread::of(context),
         })
     }
 }

@@ -12,11 +12,11 @@ use sapo_flow_training::learner::{Example, score};
 use sapo_flow_training::model::{Compute, Model};
 use tch::{Device, Kind};
 
-use crate::compute::{PlannedModel, compute, device_issue};
+use crate::compute::{NodeThread, PlannedModel, compute, device_issue};
 use crate::expression::records::Logps;
 use crate::item::{Item, Part};
 use crate::planned_batches::PlannedBatches;
-use crate::weights::{SharedWeights, shared};
+use crate::weights::{Reading, SharedWeights, shared};
 
 /// The settings of a scorer, as its operator's config has them.
 #[derive(Clone, Debug)]
@@ -88,8 +88,8 @@ pub struct Scorer {
     settings: ScorerSettings,
     device: Device,
     compute: Compute,
-    threads: usize,
-    weights: Option<Arc<SharedWeights>>,
+    thread: NodeThread,
+    weights: Option<Reading>,
 }
 
 impl Scorer {
@@ -99,7 +99,7 @@ impl Scorer {
     /// When there is no such device.
     pub fn new(settings: ScorerSettings, context: &BuildContext) -> Result<Self, OperatorError> {
         let device = device::parse(settings.device.as_deref().unwrap_or(&context.run.device))?;
-        Ok(Scorer { settings, device, compute: compute(context.run), threads: context.threads, weights: None })
+        Ok(Scorer { settings, device, compute: compute(context.run), thread: NodeThread::of(context), weights: None })
     }
 
     /// Load the model.
@@ -107,11 +107,12 @@ impl Scorer {
     /// # Errors
     /// When it cannot be loaded.
     pub fn start(&mut self) -> Result<(), OperatorError> {
-        device::set_threads(self.threads);
+        self.thread.begin(self.settings.model.as_ref().map(|_| self.device))?;
         if let Some(directory) = &self.settings.model {
             let model = Model::load(Path::new(directory), self.device, Kind::Float)?;
             let (decoder, parameters, files) = (model.decoder, model.parameters, Arc::new(model.files));
-            self.weights = Some(Arc::new(SharedWeights { decoder, parameters, files, version: 0 }));
+            let weights = SharedWeights { decoder, parameters, files, version: 0 };
+            self.weights = Some(Reading::of(Arc::new(weights))?);
         }
         Ok(())
     }
@@ -121,11 +122,8 @@ impl Scorer {
     /// # Errors
     /// When no weights arrived, or an item has tokens that the model has not.
     pub fn logps(&self, items: &[&Item], arrived: Option<&Weights>) -> Result<Vec<Logps>, OperatorError> {
-        let weights = match (&self.weights, arrived) {
-            (Some(weights), _) => weights.clone(),
-            (None, Some(weights)) => shared(weights)?,
-            (None, None) => return Err("no weights arrived at this step".into()),
-        };
+        let arrived = arrived.filter(|_| self.weights.is_none()).map(shared).transpose()?;
+        let weights = self.weights.as_ref().or(arrived.as_ref()).ok_or("no weights arrived at this step")?;
         let examples: Vec<Example> = items.iter().map(|item| example(item)).collect();
         let size = self.settings.batch_size();
         let scores = score(&weights.decoder, &weights.parameters, &examples, &self.compute, size)?;

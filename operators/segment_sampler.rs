@@ -10,12 +10,11 @@ use sapo_flow_engine::operator::{ConfigIssue, Define};
 use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Metrics, Pair, PortType, Record, Retraction};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
-use sapo_flow_training::device;
 use sapo_flow_training::model::{Compute, Kernels};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::compute::{PlannedModel, compute, kernels};
+use crate::compute::{NodeThread, PlannedModel, compute, kernels};
 use crate::decoding::DecodingConfig;
 use crate::draws::Draws;
 use crate::rewrite::{RewriteSettings, SegmentTokens, defaults, rewrite};
@@ -90,12 +89,12 @@ pub struct SegmentSampler {
     node: String,
     random: Draws,
     compute: Compute,
-    threads: usize,
+    thread: NodeThread,
 }
 
 impl Operator for SegmentSampler {
     fn start(&mut self, _: Inputs) -> Result<Outputs, OperatorError> {
-        device::set_threads(self.threads);
+        self.thread.begin(None)?;
         Ok(Outputs::new())
     }
 
@@ -215,7 +214,7 @@ ema: {op: ema, in: learner.weights, with: {decay: 0.5}}
             node: context.node.into(),
             random: Draws::new(context.run.seed, context.node),
             compute: compute(context.run),
-            threads: context.threads,
+            thread: NodeThread::of(context),
         })
     }
 }

@@ -49,6 +49,7 @@ impl Harness {
             resumed,
             retained_versions: 1,
             threads: 1,
+            overlaps: false,
             connected_inputs: D::INPUTS.iter().map(|port| port.name).collect(),
             connected_outputs: D::OUTPUTS.iter().map(|port| port.name).collect(),
             events: self.sender.clone(),

@@ -1,12 +1,14 @@
 //! Model weights shared between the operators of a process.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sapo_flow_engine::record::{Record, Weights};
 use sapo_flow_engine::{OperatorError, Outputs};
 use sapo_flow_training::model::{self, Decoder, SourceFiles};
+use sapo_flow_training::native::stream;
 use sapo_flow_training::parameters::{ParameterSet, WEIGHTS_FILE};
 use tch::Device;
 
@@ -25,7 +27,8 @@ pub struct SharedWeights {
 }
 
 // SAFETY: libtorch allows any number of threads to read a tensor at the same time. Nothing writes to these: whoever
-// shares them writes only through `Versions::exclusive`, which `Arc::get_mut` grants when nobody else holds them.
+// shares them writes only through `Versions::exclusive`, which `Arc::get_mut` grants when nobody else holds them. On a GPU
+// they are whole when they are emitted, and done with when a `Reading` lets go of them.
 unsafe impl Sync for SharedWeights {}
 
 impl SharedWeights {
@@ -49,23 +52,56 @@ impl SharedWeights {
     }
 }
 
+/// Weights that the calling thread works with. They are let go of when what it has asked of a GPU is done: others may then
+/// write to them, or free them.
+pub struct Reading(Arc<SharedWeights>);
+
+impl Reading {
+    /// Weights that are whole. Their device becomes the thread's own.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn of(weights: Arc<SharedWeights>) -> Result<Self, OperatorError> {
+        stream::enter(weights.decoder.device)?;
+        Ok(Reading(weights))
+    }
+}
+
+impl Deref for Reading {
+    type Target = SharedWeights;
+
+    fn deref(&self) -> &SharedWeights {
+        &self.0
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Err(error) = stream::finish() {
+            tracing::warn!("a device failed in work that was under way: {error}");
+        }
+    }
+}
+
 /// The tensors a record points at.
 ///
 /// # Errors
 /// When the record lost its handle on the way, or points at something else.
-pub fn shared(weights: &Weights) -> Result<Arc<SharedWeights>, OperatorError> {
+pub fn shared(weights: &Weights) -> Result<Reading, OperatorError> {
     let handle = weights.handle.clone().ok_or_else(|| format!("{weights:?} cannot be read in this process"))?;
-    handle.downcast().map_err(|_| format!("{weights:?} does not hold a model's tensors").into())
+    let weights = handle.downcast().map_err(|_| format!("{weights:?} does not hold a model's tensors"))?;
+    Reading::of(weights)
 }
 
 /// The tensors a record points at, on a device where one is given; where they are there already, no tensor is copied.
 ///
 /// # Errors
 /// Those of [`shared`], and when the device has no room.
-pub fn shared_on(weights: &Weights, device: Option<Device>) -> Result<Arc<SharedWeights>, OperatorError> {
+pub fn shared_on(weights: &Weights, device: Option<Device>) -> Result<Reading, OperatorError> {
     let shared = shared(weights)?;
     match device.filter(|device| *device != shared.decoder.device) {
-        Some(device) => Ok(Arc::new(shared.on(device)?)),
+        // The copy belongs to this thread; `shared` is let go of when it is there.
+        Some(device) => Reading::of(Arc::new(shared.on(device)?)),
         None => Ok(shared),
     }
 }
@@ -115,18 +151,26 @@ impl Versions {
     }
 
     /// What an operator emits whose only output these are.
-    pub fn outputs(&self) -> Outputs {
+    ///
+    /// # Errors
+    /// When a device failed in work that makes the weights.
+    pub fn outputs(&self) -> Result<Outputs, OperatorError> {
         let mut outputs = Outputs::new();
-        self.emit(&mut outputs);
-        outputs
+        self.emit(&mut outputs)?;
+        Ok(outputs)
     }
 
-    /// Emit the newest version on port `weights`.
-    pub fn emit(&self, outputs: &mut Outputs) {
+    /// Emit the newest version on port `weights`, once it is whole.
+    ///
+    /// # Errors
+    /// When a device failed in work that makes the weights.
+    pub fn emit(&self, outputs: &mut Outputs) -> Result<(), OperatorError> {
         if let Some(newest) = self.newest() {
+            stream::finish()?;
             let weights = Weights { model: self.model.clone(), version: newest.version, handle: Some(newest.clone()) };
             outputs.push("weights", Record::Weights(weights));
         }
+        Ok(())
     }
 
     /// Write all versions that are kept, each as a model directory.

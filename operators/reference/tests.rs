@@ -143,7 +143,8 @@ fn weights_from_another_device_are_taken_to_its_own() {
     let harness = Harness::new();
     let mut operator = start(&harness, true);
     let Model { decoder, parameters, files } = load("models/llama");
-    let elsewhere = Decoder { device: Device::Cuda(0), ..Decoder::clone(&decoder) };
+    // A device that no machine of the tests has, and that a thread need not enter.
+    let elsewhere = Decoder { device: Device::Mps, ..Decoder::clone(&decoder) };
     let arriving = SharedWeights { decoder: elsewhere.into(), parameters, files: Arc::new(files), version: 7 };
     operator.refresh(3, Some(handed_over(arriving))).expect("a refresh");
     let taken = operator.weights.as_ref().expect("it has started");

@@ -103,9 +103,10 @@ fn memory(graph: &Graph, plans: &[NodePlan]) -> String {
             let parts: Vec<String> = kept.into_iter().chain(working).collect();
             text += &format!("            {name} {}\n", parts.join("; "));
         }
-        if program > 0 {
-            text += &format!("            the program itself takes {}\n", report::bytes(program));
-        }
+        text += &match program {
+            0 => "            besides, CUDA's context and its libraries take what they need\n".to_owned(),
+            program => format!("            the program itself takes {}\n", report::bytes(program)),
+        };
     }
     if !text.is_empty() {
         text += "            (about: at the step expected to take the most, by the lengths of the data's first rows; at \

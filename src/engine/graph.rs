@@ -33,6 +33,11 @@ impl Graph {
         self.edges.iter().filter(|edge| edge.feedback.is_some())
     }
 
+    /// Whether feedback lets generation and learning run at the same time: some of it arrives more than a step later.
+    pub fn overlaps(&self) -> bool {
+        self.feedback_edges().any(|edge| edge.feedback.is_some_and(|feedback| feedback.max_staleness > 0))
+    }
+
     /// How many versions of what a node emits may still be read, the newest included: 1 + the largest max_staleness
     /// among its feedback edges, and 1 where there is none.
     pub fn retained_versions(&self, node: usize) -> u64 {

@@ -115,6 +115,8 @@ pub struct BuildContext<'a> {
     /// Threads for this node's tensor work: `run.threads`, or all cores, halved where feedback lets generation and
     /// learning run at the same time.
     pub threads: usize,
+    /// Whether feedback lets generation and learning run at the same time.
+    pub overlaps: bool,
     /// Names of the inputs and outputs that are connected.
     pub connected_inputs: Vec<&'static str>,
     /// See `connected_inputs`.

@@ -155,7 +155,6 @@ pub fn plan(graph: &Graph) -> Result<Vec<NodePlan>, Vec<String>> {
 /// Nodes that a path connects take turns at a step. With staleness above 0 several steps are under way, and any nodes
 /// may work at the same time.
 pub fn peak_memory(graph: &Graph, plans: &[NodePlan]) -> BTreeMap<String, (u64, u64)> {
-    let overlap = graph.feedback_edges().any(|edge| edge.feedback.is_some_and(|feedback| feedback.max_staleness > 0));
     let mut devices: BTreeMap<String, Vec<(usize, &Memory)>> = BTreeMap::new();
     for (index, memory) in plans.iter().enumerate().filter_map(|(index, plan)| Some((index, plan.memory.as_ref()?))) {
         devices.entry(memory.device.clone()).or_default().push((index, memory));
@@ -163,7 +162,7 @@ pub fn peak_memory(graph: &Graph, plans: &[NodePlan]) -> BTreeMap<String, (u64, 
     let peak = |memories: &[(usize, &Memory)], working: fn(&Memory) -> u64| {
         let kept: u64 = memories.iter().map(|(_, memory)| memory.kept).sum();
         let working: Vec<(usize, u64)> = memories.iter().map(|(index, memory)| (*index, working(memory))).collect();
-        kept + if overlap { working.iter().map(|(_, bytes)| bytes).sum() } else { heaviest(graph, &working) }
+        kept + if graph.overlaps() { working.iter().map(|(_, bytes)| bytes).sum() } else { heaviest(graph, &working) }
     };
     let peaks = |memories: Vec<(usize, &Memory)>| {
         (peak(&memories, |memory| memory.working), peak(&memories, |memory| memory.working_expected))

@@ -25,6 +25,7 @@ fn main() {
         ("fused.cpp", 1),
         ("decode.cpp", 1),
         ("graph.cpp", 1),
+        ("stream.cpp", 1),
         ("products.cpp", 1),
         ("attention.cpp", 3),
     ];

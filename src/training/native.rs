@@ -1,11 +1,13 @@
 //! Operators of libtorch that tch does not bind, by way of `native/ops.cpp`; single passes over memory for what it does in
 //! many on a CPU, by way of `native/fused.cpp`; float32 products and attention there, by way of `native/products.cpp` and
-//! `native/attention.cpp`; decoding there, by way of `native/decode.cpp`; and CUDA graphs, by way of `native/graph.cpp`.
+//! `native/attention.cpp`; decoding there, by way of `native/decode.cpp`; and CUDA graphs and streams, by way of
+//! `native/graph.cpp` and `native/stream.cpp`.
 
 pub mod decode;
 pub mod fused;
 pub mod graph;
 pub mod products;
+pub mod stream;
 #[cfg(test)]
 pub mod testing;
 

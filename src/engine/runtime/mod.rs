@@ -226,6 +226,7 @@ fn build(graph: &Graph, options: &RunOptions) -> Result<(Vec<Executor>, u64), Ru
                 resumed: options.resume.is_some(),
                 retained_versions: graph.retained_versions(index),
                 threads: threads(graph),
+                overlaps: graph.overlaps(),
                 connected_inputs: ports(false),
                 connected_outputs: ports(true),
                 events: options.events.clone(),
@@ -264,8 +265,7 @@ fn executors(
 /// Threads for one node's tensor work.
 fn threads(graph: &Graph) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let overlap = graph.edges.iter().filter_map(|edge| edge.feedback).any(|feedback| feedback.max_staleness > 0);
-    graph.run.threads.unwrap_or(if overlap { cores.div_ceil(2) } else { cores })
+    graph.run.threads.unwrap_or(if graph.overlaps() { cores.div_ceil(2) } else { cores })
 }
 
 /// Steps of the whole run.
