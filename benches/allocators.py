@@ -37,7 +37,7 @@ OURS = {
     "glibc not told to keep memory": {"WITHOUT_MALLOPT": "1"},
     "neither: glibc as it comes": {"WITHOUT_HEAP": "1", "WITHOUT_MALLOPT": "1"},
 }
-# Ways that allocate differently; all others as one of them.
+# Ways that allocate differently, all others as one of them; `operator new` of other allocators passes the counter by.
 COUNTED = ("default", "no heap for large tensors")
 # Other allocators: where they are installed, and what makes them keep what is freed.
 OTHERS = {
