@@ -156,6 +156,14 @@ pub fn keep_memory() {
     }
 }
 
+/// Returns when the device has done what it was sent. A GPU is told what to do, and does it later: to tell how long that took,
+/// one has to wait.
+pub fn wait_for(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
+
 /// The number of CUDA devices, or why there are none.
 ///
 /// libtorch decides once in a process whether it has CUDA, and the linker drops `libtorch_cuda.so` since nothing names

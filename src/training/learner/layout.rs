@@ -242,6 +242,12 @@ fn shared_prefix(
 }
 
 impl Layout {
+    /// Tell the log how much goes through the model.
+    pub fn log_size(&self) {
+        let (positions, logit_rows) = (self.input.ids.numel(), self.targets.numel());
+        tracing::debug!(positions, logit_rows, "forward and backward pass");
+    }
+
     /// The hidden states that predict, out of (batch, tokens, hidden_size): (rows, hidden_size), without a graph.
     pub fn predicting(&self, hidden: &Tensor) -> Result<Tensor> {
         let (_, _, size) = hidden.size3()?;

@@ -46,7 +46,7 @@ use crate::model::{Compute, Decoder};
 use crate::objectives::Objective;
 use crate::optim::{Optimizer, Rule, Schedule, clip_scale, global_norm};
 use crate::parameters::{ParameterSet, WEIGHTS_FILE};
-use crate::{Error, Result};
+use crate::{Error, Result, device};
 use pass::{Outcome, Pass, Totals};
 use report::{check_finite, read_metrics};
 use sums::Sums;
@@ -173,12 +173,15 @@ impl Learner {
         learning_rate: f64,
     ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
         let (gradients, outcomes) = self.gradients(parts, totals)?;
+        // Only whoever asks for times waits for what is timed.
+        let wait = || tracing::enabled!(tracing::Level::DEBUG).then(|| device::wait_for(self.decoder.device));
+        wait();
         let began = Instant::now();
         let metrics = read_metrics(&outcomes, Some(&global_norm(&gradients)?))?;
         let state = check_finite(step, parts, &outcomes, &metrics)?;
         let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
         self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
-        // Of a CPU: what is sent to a GPU is done later.
+        wait();
         tracing::debug!(step, seconds = began.elapsed().as_secs_f64(), "gradients clipped, weights updated");
         Ok((metrics, state))
     }

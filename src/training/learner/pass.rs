@@ -85,8 +85,7 @@ impl Pass<'_> {
         known: Option<&Tensor>,
     ) -> Result<Outcome> {
         let layout = self.lay_out(examples)?;
-        let (positions, logit_rows) = (layout.input.ids.numel(), layout.targets.numel());
-        tracing::debug!(positions, logit_rows, "forward and backward pass");
+        layout.log_size();
         if self.checkpointing {
             let (hidden, tape) = self.decoder.hidden_states_checkpointed(self.leaves, &layout.input, &self.compute)?;
             let (outcome, gradient) = self.loss(&hidden, &layout, examples, head_gradient, known)?;

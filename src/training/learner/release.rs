@@ -31,6 +31,7 @@ impl Learner {
         let trained = trained(&self.parameters, &self.frozen);
         let pass = pass(&self.decoder, &self.settings, &self.objective_state, &leaves, &head, totals);
         let layout = pass.lay_out(examples)?;
+        layout.log_size();
         let (hidden, tape) = pass.decoder.hidden_states_checkpointed(&leaves, &layout.input, &pass.compute)?;
         let (outcome, gradient) = pass.loss(&hidden, &layout, examples, of_head.as_mut(), None)?;
         let outcomes = vec![outcome];
@@ -66,6 +67,7 @@ impl Learner {
         })?;
         let metrics = read_metrics(&outcomes, Some(&joined_norm(&norms)?))?;
         let state = check_finite(step, parts, &outcomes, &metrics)?;
+        tracing::debug!(step, "gradients released, weights updated");
         Ok((metrics, state))
     }
 }
