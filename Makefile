@@ -3,13 +3,14 @@
 # make test    set up what is missing, and run all tests
 # make lint    formatting, clippy and documentation, warnings denied
 # make bench   measure against a peer in PyTorch, and write BENCHMARKS.md; about an hour, BENCH= takes options
+# make bench-gpu  the same on a GPU, with random models of 1B and 8B parameters; BENCH="--python PYTHON" and the like
 # make bench-growth  how time and memory grow, into GROWTH.md; a random model, no peer
 # make setup   what the others set up: libtorch, the build, a model, data
 #
 # PIPELINE=pipelines/sapo_dpo.yaml runs another pipeline. Everything fetched is kept (scripts/setup.py says where), so a
 # second time starts at once. LIBTORCH or LIBTORCH_USE_PYTORCH in the environment: that libtorch is used, none fetched.
 
-.PHONY: help run sweep test bench bench-growth lint setup libtorch build model data tiny-model
+.PHONY: help run sweep test bench bench-gpu bench-growth lint setup libtorch build model data tiny-model
 
 PIPELINE ?= pipelines/sapo_orpo.yaml
 PYTHON ?= python3
@@ -67,6 +68,11 @@ test: libtorch data
 bench: setup
 	cargo build --release --workspace --example decode_speed
 	$(PYTHON) benches/bench.py --sapo-flow $(SAPO_FLOW) $(BENCH)
+
+# BENCH="--python PYTHON" has a PyTorch with CUDA: see benches/gpu.py. Nothing is fetched that is there.
+bench-gpu: build data
+	cargo build --release --workspace --example decode_speed
+	$(PYTHON) benches/gpu.py --sapo-flow $(SAPO_FLOW) $(BENCH)
 
 bench-growth: build
 	$(PYTHON) benches/growth.py --sapo-flow $(SAPO_FLOW) $(BENCH)

@@ -28,15 +28,17 @@ import time
 
 sys.dont_write_bytecode = True
 
+from gpu_report import gpu_section, placed  # noqa: E402
 from report import report  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHECKOUT = os.path.dirname(HERE)
-PEER, LIMITS, SMALL_MODEL = (os.path.join(HERE, name) for name in ("peer_sapo.py", "limits.py", "small_model.py"))
+PEER, LIMITS, RANDOM_MODEL = (os.path.join(HERE, name) for name in ("peer_sapo.py", "limits.py", "random_model.py"))
 WORK = os.path.join(CHECKOUT, "runs", "bench")
 DATA = os.path.join(WORK, "chat.jsonl")
 PLAN = os.path.join(WORK, "plan.jsonl")
 RESULTS = os.path.join(WORK, "results.json")
+GPU_RESULTS = os.path.join(WORK, "gpu.json")  # gpu.py's
 BOUNDS = os.path.join(HERE, "bounds.md")
 MODELS = {
     "smollm2": os.path.join(CHECKOUT, "models", "smollm2-135m-instruct"),
@@ -83,22 +85,22 @@ def venv():
 # What both sides read
 
 
-def write_data(source):
+def write_data(source, target=DATA, prompt_words=PROMPT_WORDS, answer_words=ANSWER_WORDS):
     """Conversations with long answers and prompts of many lengths, joined from short ones."""
     with open(source, encoding="utf-8") as file:
         turns = [json.loads(line)["messages"][-2:] for line in file]
     chance = random.Random(0)
     os.makedirs(WORK, exist_ok=True)
-    with open(DATA, "w", encoding="utf-8") as file:
+    with open(target, "w", encoding="utf-8") as file:
         for _ in range(ROWS):
-            messages, words, wanted = [], 0, chance.randint(*PROMPT_WORDS)
+            messages, words, wanted = [], 0, chance.randint(*prompt_words)
             while words < wanted:
                 turn = chance.choice(turns)
                 words += sum(len(message["content"].split()) for message in turn)
                 messages += turn
             if messages:
                 messages.pop()
-            answer, wanted = [], chance.randint(*ANSWER_WORDS)
+            answer, wanted = [], chance.randint(*answer_words)
             while len(answer) < wanted:
                 answer += chance.choice(turns)[-1]["content"].split()
             messages.append({"role": "assistant", "content": " ".join(answer)})
@@ -159,6 +161,12 @@ def record(done, steps, peak, cpu, parts):
     }
 
 
+def settings(model, objective, dtype, steps, seed):
+    """A case's pipeline, and the params of a run of it."""
+    params = {"model": MODELS[model], "data": DATA, "dtype": dtype, "steps": steps, "batch_size": BATCH, "seed": seed}
+    return os.path.join(HERE, f"sapo_{objective}.yaml"), params
+
+
 def as_arguments(params):
     """Params as sapo-flow takes them."""
     return [word for name, value in params.items() for word in ("-S", f"{name}={value}")]
@@ -170,12 +178,11 @@ def totals(lines):
     return {row[1]: float(row[2]) for row in rows if row}
 
 
-def run_ours(sapo_flow, model, objective, dtype, steps, seed, cores):
+def run_ours(sapo_flow, pipeline, params, cores):
     """A run of sapo-flow: times of steps from its lines, of their parts from its metrics; and what it drew, in PLAN."""
-    directory = os.path.join(WORK, "run")
+    directory, steps = os.path.join(WORK, "run"), params["steps"]
     shutil.rmtree(directory, ignore_errors=True)
-    command = [sapo_flow, "run", os.path.join(HERE, f"sapo_{objective}.yaml"), "--run-dir", directory]
-    params = {"model": MODELS[model], "data": DATA, "dtype": dtype, "steps": steps, "batch_size": BATCH, "seed": seed}
+    command = [sapo_flow, "run", pipeline, "--run-dir", directory]
     lines, _, peak, cpu = run(command + as_arguments(params), cores)
     done = [seconds for line, seconds in lines if line.startswith("step ")]
     with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
@@ -203,21 +210,23 @@ def learner_steps(lines):
     for line, _ in lines:
         if found := re.search(r"forward and backward pass positions=(\d+) logit_rows=(\d+)", line):
             work = {"positions": work["positions"] + int(found[1]), "logit_rows": work["logit_rows"] + int(found[2])}
-        elif found := re.search(r"weights updated .*seconds=([0-9.e-]+)", line):
-            steps.append(work | {"optimizer": float(found[1])})
+        elif found := re.search(r"weights updated step=\d+(?: seconds=([0-9.e-]+))?", line):
+            # Where gradients are released, updates are part of the backward pass.
+            steps.append(work | {"optimizer": float(found[1] or 0)})
             work = {"positions": 0, "logit_rows": 0}
     return steps
 
 
-def run_peer(python, model, objective, dtype, steps, seed, cores):
+def run_peer(python, objective, params, cores):
     """A run of the peer, which prints what each step and its parts took, and does what sapo-flow's last run did."""
-    command = [python, PEER, "--model", MODELS[model], "--data", DATA, "--objective", objective, "--dtype", dtype]
-    command += ["--steps", str(steps), "--batch-size", str(BATCH), "--seed", str(seed), "--plan", PLAN]
+    command = [python, PEER, "--objective", objective, "--plan", PLAN]
+    for name, value in params.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
     lines, _, peak, cpu = run(command, cores)
     lines = [(json.loads(line), seconds) for line, seconds in lines if line.startswith('{"step"')]
     done = [seconds for _, seconds in lines]
     parts = [line | {"learner": line["forward_backward"] + line["optimizer"]} for line, _ in lines[1:]]
-    return record(done, steps, peak, cpu, parts)
+    return record(done, params["steps"], peak, cpu, parts)
 
 
 def busy_seconds():
@@ -239,7 +248,7 @@ def begun(options, python, cores):
     lines, *_ = run([python, LIMITS], cores)
     return {
         "limits": json.loads(lines[-1][0]),
-        "decoding": decoding(options, cores),
+        "decoding": decoding(options, cores, MODELS["smollm2"]),
         "model_bytes": {name: model_bytes(folder) for name, folder in MODELS.items()},
         "head_parameters": {name: head_parameters(folder) for name, folder in MODELS.items()},
         "versions": versions(python, options),
@@ -249,6 +258,13 @@ def begun(options, python, cores):
         "others": [],  # share of the processor's time that other processes took, by pair
         "cases": {case: {"ours": [], "peer": []} for case in options.case},
     }
+
+
+def run_pair(pair, ours, peer):
+    """Both sides, one after the other. Each is the first of every other pair, lest one always finds the machine as the other
+    left it. For the peer to be the first, a run that does not count finds out what there is to do."""
+    order = ["ours", "peer"] if pair % 2 == 0 else ["plan", "peer", "ours"]
+    return {side: peer() if side == "peer" else ours() for side in order}
 
 
 def measure(options, python):
@@ -263,13 +279,10 @@ def measure(options, python):
                 continue
             model, objective, dtype = case.split("/")
             # Each pair of runs has a seed of its own: other rows, and other places in their answers.
-            settings = (model, objective, dtype, options.steps + 1, pair, cores)
+            pipeline, params = settings(model, objective, dtype, options.steps + 1, pair)
             began, busy = time.monotonic(), busy_seconds()
-            # Each is the first of every other pair, lest one always finds the machine as the other left it. For the
-            # peer to be the first, a run that does not count finds out what there is to do.
-            order = ["ours", "peer"] if pair % 2 == 0 else ["plan", "peer", "ours"]
-            done = {side: run_peer(python, *settings) if side == "peer" else run_ours(options.sapo_flow, *settings)
-                    for side in order}
+            done = run_pair(pair, lambda: run_ours(options.sapo_flow, pipeline, params, cores),
+                            lambda: run_peer(python, objective, params, cores))
             check_same_work(case, done["ours"], done["peer"])
             for side, those in runs.items():
                 those.append(done[side])
@@ -284,13 +297,13 @@ def measure(options, python):
             write_report(results, options.output)
 
 
-def decoding(options, cores):
-    """What decode_speed, an example of the training crate, prints of SmolLM2, if it was built."""
+def decoding(options, cores, model, *more):
+    """What decode_speed, an example of the training crate, prints of a model, if it was built. `more` of its arguments."""
     program = os.path.join(os.path.dirname(options.sapo_flow), "examples", "decode_speed")
     if not os.path.exists(program):
         say(f"{program} is not there, so decoding by itself is left out: cargo build --release --workspace --examples")
         return []
-    lines, *_ = run([program, MODELS["smollm2"], str(BATCH), str(len(cores))], cores)
+    lines, *_ = run([program, model, str(BATCH), str(len(cores)), *more], cores)
     return [line for line, _ in lines]
 
 
@@ -304,15 +317,17 @@ def check_same_work(case, ours, peer):
 def write_report(results, path):
     """What was measured, and what bounds it, which people have found out with profiles."""
     with open(BOUNDS, encoding="utf-8") as file:
-        bounds = file.read()
+        text = report(results) + "\n" + file.read()
+    if os.path.exists(GPU_RESULTS):
+        with open(GPU_RESULTS, encoding="utf-8") as file:
+            text = placed(text, gpu_section(json.load(file)))
     with open(path, "w", encoding="utf-8") as file:
-        file.write(report(results) + "\n" + bounds)
+        file.write(text)
 
 
-def versions(python, options):
+def versions(python, options, packages=("torch", "transformers", "trl")):
     """What ran, and on what."""
     code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]), sys.version.split()[0])"
-    packages = ["torch", "transformers", "trl"]
     found = subprocess.check_output([python, "-c", code, *packages], text=True).split()
     return machine(options) | dict(zip([*packages, "python"], found))
 
@@ -355,7 +370,7 @@ def main():
     python = options.python or venv()
     write_data(os.path.join(CHECKOUT, "data", "chat.jsonl"))
     if not os.path.exists(os.path.join(MODELS["3m"], "config.json")):
-        subprocess.run([python, SMALL_MODEL, MODELS["3m"], DATA], check=True)
+        subprocess.run([python, RANDOM_MODEL, MODELS["3m"], DATA], check=True)
     subprocess.run([python, PEER, "--check", os.path.join(CHECKOUT, "tests", "golden")], check=True)
     measure(options, python)
     say(f"wrote {os.path.relpath(options.output, CHECKOUT)}")

@@ -32,16 +32,17 @@ def main():
         pipeline = file.read()
     print("| dtype | way | step, s | learner, s | peak memory, GB |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        bench.HERE = folder  # where bench.py looks for the pipeline
+        changed = os.path.join(folder, "sapo_orpo.yaml")
         for dtype in options.dtype or ["bfloat16", "float32"]:
             runs = {way: [] for way in WAYS}
             for seed in range(options.runs):
                 for way, (text, other) in WAYS.items():
                     assert text in pipeline, way
-                    with open(os.path.join(folder, "sapo_orpo.yaml"), "w", encoding="utf-8") as file:
+                    with open(changed, "w", encoding="utf-8") as file:
                         file.write(pipeline.replace(text, other, 1))
                     cores = set(sorted(os.sched_getaffinity(0))[:2])
-                    runs[way].append(bench.run_ours(options.sapo_flow, "smollm2", "orpo", dtype, 4, seed, cores))
+                    _, params = bench.settings("smollm2", "orpo", dtype, 4, seed)
+                    runs[way].append(bench.run_ours(options.sapo_flow, changed, params, cores))
             for way, found in runs.items():
                 step = statistics.median(seconds for one in found for seconds in one["step"])
                 learner = statistics.median(part["learner"] for one in found for part in one["parts"])

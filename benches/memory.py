@@ -26,10 +26,10 @@ def small_settings(pipeline):
         return shlex.split(next(line for line in file if line.startswith("# small machine: "))[len("# small machine: ") :])
 
 
-def expected(arguments):
-    """Bytes that a dry run expects on the CPU."""
-    said = subprocess.run([SAPO_FLOW, "run", *arguments, "--dry-run"], cwd=CHECKOUT, check=True, text=True, stdout=-1)
-    number, unit = re.search(r"^memory +cpu: about ([\d.]+) (\w+)", said.stdout, re.M).groups()
+def expected(arguments, device="cpu", sapo_flow=SAPO_FLOW):
+    """Bytes that a dry run expects on a device."""
+    said = subprocess.run([sapo_flow, "run", *arguments, "--dry-run"], cwd=CHECKOUT, check=True, text=True, stdout=-1)
+    number, unit = re.search(rf"^memory +{device}: about ([\d.]+) (\w+)", said.stdout, re.M).groups()
     return float(number) * UNITS[unit]
 
 

@@ -132,12 +132,16 @@ def detail(case, runs, limits, parameters, head):
     return text + f"\nWhere sapo-flow's step goes: {shares}; the dataflow engine itself {engine:.2f}%.\n"
 
 
+def decoded(lines):
+    """What decode_speed says, line by line: type, prompts, layout, ms a step, tokens/s, share of the limit, and GB/s."""
+    pattern = r"(\w+), (\w+) prompts, (\w+): .* ([\d.]+) ms a step, (\d+) tokens/s, (\d+)% of the limit at ([\d.]+) GB/s"
+    return [re.fullmatch(pattern, line).groups() for line in lines]
+
+
 def decoding(lines, batch):
     """Decoding by itself, of the default layouts and int8 weights."""
-    pattern = r"(\w+), (\w+) prompts, (\w+): .* ([\d.]+) ms a step, (\d+) tokens/s, (\d+)% of the limit at ([\d.]+) GB/s"
     rows = []
-    for line in lines:
-        kind, prompts, layout, milliseconds, rate, share, bandwidth = re.fullmatch(pattern, line).groups()
+    for kind, prompts, layout, milliseconds, rate, share, bandwidth in decoded(lines):
         if layout != "plain":
             name = {"Float": "float32", "BFloat16": "bfloat16"}[kind] + (", int8 weights" if layout == "int8" else "")
             rows.append([f"{name}, prompts of {prompts} length", milliseconds, rate, bandwidth, f"{share}%"])
