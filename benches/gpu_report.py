@@ -37,8 +37,8 @@ def written(cases):
         clipped = "no clipping" if params["max_grad_norm"] == "null" else f"clipping at {params['max_grad_norm']}"
         parts = [f"weights and average in {params['weights']}", f"`{params['optimizer']}`", clipped]
         parts += [f"`{key}`" for key in ("gradient_checkpointing", "release_gradients", "cuda_graphs") if params[key] == "true"]
-        lengths = ("{batch_size} pairs a step, prompts up to {max_prompt_tokens} tokens, segments of {segment_tokens}, prompt and "
-                   "answer up to {max_length}").format(**params)
+        lengths = ("{batch_size} pairs a step, prompts up to {max_prompt_tokens} tokens, segments of {segment_tokens}, prompt "
+                   "and answer up to {max_length}").format(**params)
         lines.append(f"- {name}: {case['parameters'] / 1e9:.2f}B parameters; {', '.join(parts)}; {lengths}")
     return "\n".join(lines)
 
