@@ -3,6 +3,9 @@
 
     memory.py                                  the two SAPO pipelines with the small settings in their headers
     memory.py -S dtype=float32 sapo_orpo       one of them, with values of its params besides
+    memory.py sapo_orpo+plain                  with what is no param: plain kernels
+    memory.py -S gradient_checkpointing=true sapo_orpo+lean
+                                               AdamW in 8 bits, weights in bfloat16, gradients released
 
 Needs what `make run` needs: a release build, the model and the data. A run takes its memory by itself, whatever else the
 machine does.
@@ -17,6 +20,12 @@ import tempfile
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SAPO_FLOW = os.path.join(CHECKOUT, "target", "release", "sapo-flow")
+# What a word after a pipeline's name changes there: a text, and what takes its place.
+EDITS = {
+    "lean": [("optimizer: adamw\n", "optimizer: adamw_8bit\n      weights: bfloat16\n      release_gradients: true\n"),
+             ("      max_grad_norm: 1.0\n", "")],
+    "plain": [("\nrun:\n", "\nrun:\n  kernels: plain\n")],
+}
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -24,6 +33,24 @@ def small_settings(pipeline):
     """The options for a small machine in a pipeline's header."""
     with open(pipeline) as file:
         return shlex.split(next(line for line in file if line.startswith("# small machine: "))[len("# small machine: ") :])
+
+
+def edited(name, folder):
+    """The path of a pipeline: one of the repository's, or of its edited copy."""
+    name, *edits = name.split("+")
+    path = os.path.join(CHECKOUT, "pipelines", f"{name}.yaml")
+    if not edits:
+        return path
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    for old, new in (pair for edit in edits for pair in EDITS[edit]):
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    text = text.replace("include: ../", f"include: {CHECKOUT}/")
+    copy = os.path.join(folder, f"{name}.yaml")
+    with open(copy, "w", encoding="utf-8") as file:
+        file.write(text)
+    return copy
 
 
 def expected(arguments, device="cpu", sapo_flow=SAPO_FLOW):
@@ -57,10 +84,11 @@ def main():
             names.append(argument)
     print("| pipeline | settings | dry run | run | dry run / run |\n|---|---|---|---|---|")
     for name in names or ["sapo_orpo", "sapo_dpo"]:
-        pipeline = os.path.join("pipelines", f"{name}.yaml")
+        folder = tempfile.TemporaryDirectory()
+        pipeline = edited(name, folder.name)
         given = [option for value in values for option in ("-S", value)]
         replaced = {value.split("=")[0] for value in values}
-        small = small_settings(os.path.join(CHECKOUT, pipeline))
+        small = small_settings(pipeline)
         kept = [option for option in zip(small[::2], small[1::2]) if option[1].split("=")[0] not in replaced]
         options = [pipeline, *(part for option in kept for part in option), *given]
         said, took = expected(options), taken(options)

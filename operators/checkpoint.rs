@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::Error;
-use crate::compute::kind;
+use crate::compute::{NodeThread, kind};
 use crate::log_file::check_folder_name;
 use crate::weights::{SharedWeights, shared};
 
@@ -41,6 +41,7 @@ pub struct Checkpoint {
     node: String,
     directory: PathBuf,
     total_steps: u64,
+    thread: NodeThread,
     events: EventSender,
 }
 
@@ -110,6 +111,11 @@ const PREFIX: &str = "checkpoint-";
 const DEFAULT_KEEP: usize = 2;
 
 impl Operator for Checkpoint {
+    fn start(&mut self, _: Inputs) -> Result<Outputs, OperatorError> {
+        self.thread.begin(None)?;
+        Ok(Outputs::new())
+    }
+
     fn step(&mut self, step: u64, mut inputs: Inputs) -> Result<Outputs, OperatorError> {
         let weights = inputs.weights("weights").ok_or("no weights arrived at this step")?;
         let steps = step + 1;
@@ -173,6 +179,7 @@ model: {op: checkpoint, in: learner.weights, with: {every: 300, keep: 2}}
             node: context.node.into(),
             directory: context.run_directory.join(context.node),
             total_steps: context.total_steps,
+            thread: NodeThread::of(context),
             events: context.events.clone(),
         })
     }

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use sapo_flow_training::device::own_variables;
 
 /// What to start, and how long to wait for it.
 #[derive(Clone, Debug)]
@@ -110,6 +111,9 @@ impl Child {
         let failed = |reason: String| Failure::Start { command: program.text(), reason };
         let (name, arguments) = program.command.split_first().ok_or_else(|| failed("it has no name".into()))?;
         let mut command = Command::new(name);
+        for name in own_variables() {
+            command.env_remove(name);
+        }
         command.args(arguments).envs(&program.environment).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         die_with_this_thread(&mut command);

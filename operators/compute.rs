@@ -14,7 +14,7 @@ use sapo_flow_training::model::{Compute, Decoder, Kernels, ModelConfig};
 use sapo_flow_training::native::stream;
 use tch::{Device, Kind};
 
-use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
+use crate::planned_batches::{BatchLengths, PlannedBatches, logit_rows, pairs_of};
 
 /// libtorch's name for a type.
 pub fn kind(dtype: Dtype) -> Kind {
@@ -149,11 +149,12 @@ impl PlannedModel {
 
     /// Bytes that it takes to score so many pairs, in the layout that goes with the run's kernels.
     pub fn scoring(&self, pairs: u64, batch: &BatchLengths) -> u64 {
-        let shape = match LayoutKind::suited_to(self.compute.kernels) {
+        let layout = LayoutKind::suited_to(self.compute.kernels);
+        let shape = match layout {
             LayoutKind::SharedPrefix => pairs_of(pairs, batch.mean),
             LayoutKind::Padded => Shape::Rows { rows: 2 * pairs, tokens: batch.longest.tokens() },
         };
-        self.footprint().scoring(Scored { shape, logit_rows: 2 * pairs * batch.mean.response })
+        self.footprint().scoring(Scored { shape, logit_rows: pairs * logit_rows(batch.mean, layout, false, true) })
     }
 
     /// Bytes of its weights.

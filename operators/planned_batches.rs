@@ -2,6 +2,7 @@
 
 use sapo_flow_engine::plan::{Emits, Lengths, PlanContext};
 
+use sapo_flow_training::learner::LayoutKind;
 use sapo_flow_training::memory::Shape;
 
 use crate::draws::Draws;
@@ -15,8 +16,21 @@ pub struct BatchLengths {
     pub longest: Lengths,
 }
 
+/// Rows of logits that a pair of these lengths needs: the answers' tokens, of which those that both begin with count once
+/// where the layout has them once, and where prompts are scored the one before the chosen answer.
+pub fn logit_rows(lengths: Lengths, layout: LayoutKind, needs_prompt: bool, needs_rejected: bool) -> u64 {
+    let Lengths { prompt, shared_answer, response } = lengths;
+    let prompt = if needs_prompt { prompt.saturating_sub(shared_answer) } else { 0 };
+    let rejected = match layout {
+        _ if !needs_rejected => 0,
+        LayoutKind::SharedPrefix => response,
+        LayoutKind::Padded => shared_answer + response,
+    };
+    prompt + shared_answer + response + rejected
+}
+
 /// So many pairs of these lengths.
-pub fn pairs_of(pairs: u64, Lengths { prompt, response }: Lengths) -> Shape {
+pub fn pairs_of(pairs: u64, Lengths { prompt, response, .. }: Lengths) -> Shape {
     Shape::Pairs { pairs, prompt, response }
 }
 
@@ -40,12 +54,14 @@ impl PlannedBatches {
     /// The expected one is the largest of as many batches as the run will have, each of rows drawn from the sample.
     pub fn new(context: &PlanContext, arrives: &Emits, rows: u64) -> Self {
         let limit = arrives.max_length.unwrap_or(0);
-        let longest = Lengths { prompt: 0, response: limit };
+        let longest = Lengths { response: limit, ..Lengths::default() };
         let most = BatchLengths { mean: longest, longest };
         let cut = |row: &Lengths| match arrives.max_length {
-            Some(_) => {
-                Lengths { prompt: row.prompt.min(limit), response: row.response.min(limit - row.prompt.min(limit)) }
-            }
+            Some(_) => Lengths {
+                prompt: row.prompt.min(limit),
+                shared_answer: row.shared_answer.min(limit),
+                response: row.response.min(limit - row.prompt.min(limit)),
+            },
             None => *row,
         };
         let sample: Vec<Lengths> = arrives.sample.iter().map(cut).collect();
@@ -59,13 +75,16 @@ impl PlannedBatches {
             let row = |n| sample[draws.below(batch, n, sample.len())];
             (0..rows).map(row).fold(Lengths::default(), |sum, row| Lengths {
                 prompt: sum.prompt + row.prompt,
+                shared_answer: sum.shared_answer + row.shared_answer,
                 response: sum.response + row.response,
             })
         };
         let largest = (0..batches.clamp(1, (MOST_DRAWN / rows).max(1))).map(drawn).max_by_key(Lengths::of_pair);
         let longest = sample.iter().copied().max_by_key(Lengths::tokens);
         let expected = largest.zip(longest).map(|(sum, longest)| {
-            let mean = Lengths { prompt: sum.prompt.div_ceil(rows), response: sum.response.div_ceil(rows) };
+            let [prompt, shared_answer, response] =
+                [sum.prompt, sum.shared_answer, sum.response].map(|tokens| tokens.div_ceil(rows));
+            let mean = Lengths { prompt, shared_answer, response };
             BatchLengths { mean, longest }
         });
         PlannedBatches { most, expected }
@@ -78,22 +97,38 @@ mod tests {
 
     use super::*;
 
+    fn lengths(prompt: u64, response: u64) -> Lengths {
+        Lengths { prompt, shared_answer: 0, response }
+    }
+
+    /// A prompt of 30 tokens, answers of 5 common ones and 20 of each.
+    #[test]
+    fn rows_of_logits_by_hand() {
+        let pair = Lengths { prompt: 35, shared_answer: 5, response: 20 };
+        let rows = |layout, prompt, rejected| logit_rows(pair, layout, prompt, rejected);
+        for layout in [LayoutKind::SharedPrefix, LayoutKind::Padded] {
+            assert_eq!((rows(layout, false, false), rows(layout, true, false)), (25, 55));
+        }
+        assert_eq!((rows(LayoutKind::SharedPrefix, false, true), rows(LayoutKind::SharedPrefix, true, true)), (45, 75));
+        assert_eq!((rows(LayoutKind::Padded, false, true), rows(LayoutKind::Padded, true, true)), (50, 80));
+    }
+
     fn planned(sample: &[(u64, u64)], rows: u64, steps: u64) -> BatchLengths {
         let run = RunSettings::default();
         let context = PlanContext { node: "node", run: &run, steps: Some(steps), retained_versions: 1, inputs: vec![] };
-        let sample = sample.iter().map(|&(prompt, response)| Lengths { prompt, response }).collect();
+        let sample = sample.iter().map(|&(prompt, response)| lengths(prompt, response)).collect();
         let arrives = Emits { max_length: Some(100), sample, ..Emits::default() };
         let planned = PlannedBatches::new(&context, &arrives, rows);
-        assert_eq!(planned.most.mean, Lengths { prompt: 0, response: 100 });
+        assert_eq!(planned.most.mean, lengths(0, 100));
         planned.expected.unwrap()
     }
 
     #[test]
     fn equal_rows_make_equal_batches() {
-        let row = Lengths { prompt: 30, response: 20 };
+        let row = lengths(30, 20);
         assert_eq!(planned(&[(30, 20); 3], 4, 10), BatchLengths { mean: row, longest: row });
         // What is too long is cut, first the response.
-        let (cut, all) = (Lengths { prompt: 60, response: 40 }, Lengths { prompt: 100, response: 0 });
+        let (cut, all) = (lengths(60, 40), lengths(100, 0));
         assert_eq!(planned(&[(60, 50)], 2, 1).mean, cut);
         assert_eq!(planned(&[(160, 50)], 2, 1).mean, all);
     }

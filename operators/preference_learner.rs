@@ -8,14 +8,14 @@ use std::time::Instant;
 
 use sapo_flow_engine::graph::Dtype;
 use sapo_flow_engine::operator::{ConfigIssue, Connections, Define};
-use sapo_flow_engine::plan::{Emits, Lengths, NodePlan, PlanContext};
+use sapo_flow_engine::plan::{Emits, NodePlan, PlanContext};
 use sapo_flow_engine::record::{Batch, Metrics, PortType, Record};
 use sapo_flow_engine::{BuildContext, Inputs, Operator, OperatorError, Outputs, Placement, PortSpec};
 use sapo_flow_training::learner::{Example, LayoutKind, Learner, LearnerSettings, Passes};
 use sapo_flow_training::logps::Limits;
 use sapo_flow_training::memory::{Scored, Shape, TrainingStep};
 use sapo_flow_training::model::{self, Model, SourceFiles};
-use sapo_flow_training::objectives::{Needs, Objective};
+use sapo_flow_training::objectives::Objective;
 use sapo_flow_training::optim::Schedule;
 use sapo_flow_training::{Error, device};
 use tch::Device;
@@ -27,7 +27,7 @@ use crate::examples::{check_values, example};
 use crate::failed_update::FailedUpdate;
 use crate::learner_config::PreferenceLearnerConfig;
 use crate::objectives::{self, Sum};
-use crate::planned_batches::{BatchLengths, PlannedBatches, pairs_of};
+use crate::planned_batches::{BatchLengths, PlannedBatches, logit_rows, pairs_of};
 use crate::reference::Reference;
 use crate::weights::{SharedWeights, Versions};
 
@@ -101,12 +101,6 @@ impl PreferenceLearner {
 fn examples(batch: &Batch, step: u64) -> Vec<Example> {
     let reference = |index: usize| batch.reference.as_ref().and_then(|logps| logps.get(index).copied());
     batch.pairs.iter().enumerate().map(|(index, pair)| example(pair, step, reference(index))).collect()
-}
-
-/// Rows of logits that a pair of these lengths needs: the responses' tokens, and where they count too the prompt's before the
-/// chosen one.
-fn logit_rows(needs: &Needs, Lengths { prompt, response }: Lengths) -> u64 {
-    u64::from(needs.prompt()) * prompt + (1 + u64::from(needs.rejected())) * response
 }
 
 /// What a configuration says is minimised; validation has compiled it before.
@@ -298,10 +292,11 @@ learner:
             (true, LayoutKind::Padded) => Shape::Rows { rows: 2 * pairs, tokens: batch.longest.tokens() },
             (true, LayoutKind::SharedPrefix) => pairs_of(pairs, batch.mean),
         };
+        let rows = |batch: &BatchLengths| pairs * logit_rows(batch.mean, layout, needs.prompt(), needs.rejected());
         let passes = arrives.rows.map_or(1, |rows| rows.div_ceil(pairs.max(1)));
         let working = |batch: &BatchLengths| {
             footprint.training(TrainingStep {
-                pass: Scored { shape: shape(batch), logit_rows: pairs * logit_rows(needs, batch.mean) },
+                pass: Scored { shape: shape(batch), logit_rows: rows(batch) },
                 passes,
                 gradient_checkpointing: config.gradient_checkpointing,
                 release_gradients: config.release_gradients,

@@ -165,7 +165,7 @@ impl RewriteSettings {
         let (prompt, answer) = (row.prompt as usize, row.response as usize);
         let (_, last_start) = bounds(prompt, answer, segment, self.max_length, self.max_prompt_tokens);
         let shared = last_start as u64 / 2;
-        Lengths { prompt: row.prompt + shared, response: row.response - shared }
+        Lengths { prompt: row.prompt + shared, shared_answer: shared, response: row.response - shared }
     }
 }
 

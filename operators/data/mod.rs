@@ -357,7 +357,10 @@ pub fn sample(settings: &Settings) -> Result<Arc<[Lengths]>, Error> {
         // A plan can be made before the tokenizer is there.
         Err(_) => return Ok(Arc::default()),
     }
-    let lengths = |row: &Prompt| Lengths { prompt: row.prompt_ids.len() as u64, response: row.chosen_ids.len() as u64 };
+    let lengths = |row: &Prompt| {
+        let [prompt, response] = [&row.prompt_ids, &row.chosen_ids].map(|ids| ids.len() as u64);
+        Lengths { prompt, shared_answer: 0, response }
+    };
     Ok(rows.iter().map(lengths).collect())
 }
 

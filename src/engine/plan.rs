@@ -63,6 +63,8 @@ pub struct Emits {
 pub struct Lengths {
     /// What both sequences of a pair begin with: the prompt, and more where a rejected answer begins as the chosen one.
     pub prompt: u64,
+    /// How many tokens of these are the answers'.
+    pub shared_answer: u64,
     /// What comes after that, of each sequence.
     pub response: u64,
 }

@@ -131,7 +131,15 @@ pub fn set_threads(threads: usize) {
 /// have many lengths goes on growing for hundreds of steps. A step has some 50; a size that comes again takes a third of a
 /// millisecond.
 const PRODUCTS_KEPT: &str = "128";
-const PRODUCTS_KEPT_BY: [&str; 2] = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"];
+const PRODUCTS_KEPT_BY: [&[&str]; 2] =
+    [&["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"], &["LRU_CACHE_CAPACITY"]];
+
+static OWN_VARIABLES: OnceLock<Vec<&str>> = OnceLock::new();
+
+/// Variables of the environment that are set for this process alone: not meant for programs that it starts.
+pub fn own_variables() -> &'static [&'static str] {
+    OWN_VARIABLES.get().map_or(&[], Vec::as_slice)
+}
 
 /// Makes this process keep the memory that tensors have freed, instead of handing that of a step back to the kernel and
 /// paying for its pages again at the next: large tensors have a heap of their own, and the C allocator keeps the rest. To be
@@ -139,11 +147,10 @@ const PRODUCTS_KEPT_BY: [&str; 2] = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CAC
 ///
 /// What oneDNN keeps of the products that it has made is bounded: see [`PRODUCTS_KEPT`].
 pub fn keep_memory() {
-    for name in PRODUCTS_KEPT_BY {
-        if std::env::var_os(name).is_none() {
-            // Safety: no other thread reads or writes the environment yet.
-            unsafe { std::env::set_var(name, PRODUCTS_KEPT) };
-        }
+    let unset = PRODUCTS_KEPT_BY.iter().filter(|names| names.iter().all(|name| std::env::var_os(name).is_none()));
+    for name in OWN_VARIABLES.get_or_init(|| unset.map(|names| names[0]).collect()) {
+        // Safety: no other thread reads or writes the environment yet.
+        unsafe { std::env::set_var(name, PRODUCTS_KEPT) };
     }
     crate::heap::place_tensors();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -153,14 +160,6 @@ pub fn keep_memory() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
         libc::mallopt(libc::M_TOP_PAD, 64 << 20);
         libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
-/// Returns when the device has done what it was sent. A GPU is told what to do, and does it later: to tell how long that took,
-/// one has to wait.
-pub fn wait_for(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
     }
 }
 

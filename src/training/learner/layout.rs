@@ -55,8 +55,7 @@ impl LayoutKind {
 }
 
 /// Numbers of tokens and of rows are rounded up to a multiple of this for [`LayoutKind::SharedPrefix`], where oneDNN
-/// computes: it keeps something for every shape of a product, so that without a limit to their variety a long run's memory
-/// grows by 5 MB and more a step.
+/// computes: it makes code for every shape of a product, in 0.4 ms and more, and keeps the last ones.
 const MULTIPLE: usize = 64;
 
 /// Lays out chosen sequences and the rejected ones that go with them, where there are any. In the layout's `responses` come

@@ -43,10 +43,11 @@ pub use scoring::{ExampleScore, ResponseScore, reference_logps, score};
 
 use crate::logps::{Head, Limits};
 use crate::model::{Compute, Decoder};
+use crate::native::stream;
 use crate::objectives::Objective;
 use crate::optim::{Optimizer, Rule, Schedule, clip_scale, global_norm};
 use crate::parameters::{ParameterSet, WEIGHTS_FILE};
-use crate::{Error, Result, device};
+use crate::{Error, Result};
 use pass::{Outcome, Pass, Totals};
 use report::{check_finite, read_metrics};
 use sums::Sums;
@@ -174,14 +175,17 @@ impl Learner {
     ) -> Result<(StepMetrics, Vec<(String, f64)>)> {
         let (gradients, outcomes) = self.gradients(parts, totals)?;
         // Only whoever asks for times waits for what is timed.
-        let wait = || tracing::enabled!(tracing::Level::DEBUG).then(|| device::wait_for(self.decoder.device));
-        wait();
+        let wait = || match tracing::enabled!(tracing::Level::DEBUG) {
+            true => stream::wait_for(self.decoder.device),
+            false => Ok(()),
+        };
+        wait()?;
         let began = Instant::now();
         let metrics = read_metrics(&outcomes, Some(&global_norm(&gradients)?))?;
         let state = check_finite(step, parts, &outcomes, &metrics)?;
         let scale = self.settings.max_grad_norm.map_or(1.0, |max_norm| clip_scale(metrics["grad_norm"], max_norm));
         self.optimizer.step(&trained(&self.parameters, &self.frozen), gradients, learning_rate, scale)?;
-        wait();
+        wait()?;
         tracing::debug!(step, seconds = began.elapsed().as_secs_f64(), "gradients clipped, weights updated");
         Ok((metrics, state))
     }

@@ -105,10 +105,8 @@ thread_local std::map<c10::DeviceIndex, Recorder> recorders;
 Recorder& recorder(c10::Device device, const c10::impl::DeviceGuardImplInterface& guard) {
     const auto found = recorders.find(device.index());
     if (found != recorders.end()) return found->second;
-    // The default stream cannot be recorded; a thread's own can.
-    const auto current = guard.getStream(device);
-    const bool own = current != guard.getDefaultStream(device);
-    const auto stream = own ? current : guard.getStreamFromGlobalPool(device);
+    // Of high priority, as no thread's own is (stream.cpp): what was sent there meanwhile would be recorded, too.
+    const auto stream = guard.getStreamFromGlobalPool(device, true);
     return recorders.emplace(device.index(), Recorder{stream, nullptr}).first->second;
 }
 
@@ -132,7 +130,7 @@ char* sapo_graph_begin(int64_t device_index, SapoGraph** graph) {
         const auto* guard = c10::impl::getDeviceGuardImpl(device.type());
         const auto before = guard->getStream(device);
         auto recording = std::make_unique<SapoGraph>(SapoGraph{device, guard, before, std::make_shared<CudaGraph>()});
-        // As torch.cuda.graph does, what is under way is waited for.
+        // The default stream cannot be recorded. As torch.cuda.graph does, what is under way is waited for.
         guard->synchronizeStream(before);
         const auto& with = recorder(device, *guard);
         guard->exchangeStream(with.stream);

@@ -30,8 +30,8 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Whether oneDNN makes products of this kind on this device. It makes machine code for every new shape of a product and keeps
-/// half a megabyte for it: 1,024 times, or for ever where memory of others lies between.
+/// Whether oneDNN makes products of this kind on this device. It makes machine code for every new shape of a product, and keeps
+/// 0.7 MB for each of the last ones (`device::keep_memory`).
 pub fn by_onednn(kind: Kind, device: Device) -> bool {
     // Safety: asks what the processor is.
     device == Device::Cpu && (kind != Kind::Float || unsafe { sapo_faster_by_onednn() })

@@ -17,17 +17,16 @@ char* sapo_device_enter(int64_t index) {
     return guarded([&] { c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA)->setDevice(cuda(index)); });
 }
 
-// Gives the calling thread a stream other than the default one on a device. libtorch has 32 for each device and priority, and
-// hands them out in turn. All threads that ask get one of high priority, so none goes before another; and none of these is one
-// that a thread on the default stream records with (graph.cpp).
+// Gives the calling thread a stream other than the default one on a device. libtorch has 32 of low and 32 of high priority for
+// each device, and hands them out in turn: the 33rd thread shares the first one's, which is slower and no harm.
 char* sapo_stream_take(int64_t index) {
     return guarded([&] {
         const auto* guard = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);
-        guard->exchangeStream(guard->getStreamFromGlobalPool(cuda(index), true));
+        guard->exchangeStream(guard->getStreamFromGlobalPool(cuda(index), false));
     });
 }
 
-// Waits until a device has done all that the calling thread's stream there holds.
+// Waits until a device has done all that the calling thread's stream there holds: its own, or the default one.
 char* sapo_stream_finish(int64_t index) {
     return guarded([&] {
         const auto* guard = c10::impl::getDeviceGuardImpl(c10::DeviceType::CUDA);

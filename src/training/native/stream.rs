@@ -59,11 +59,24 @@ pub fn enter(device: Device) -> Result<()> {
 /// Waits until the calling thread's own streams are empty. Nothing for a thread that has none: the default stream keeps order.
 ///
 /// # Errors
-/// Those of anything asked of a device before, which are often told only now.
+/// Those of anything asked of a device before, which are often told only now. All streams are waited for all the same.
 pub fn finish() -> Result<()> {
     STREAMS.with_borrow(|streams| {
-        streams.on.iter().try_for_each(|index| check(unsafe { sapo_stream_finish(*index as i64) }))
+        let waited = streams.on.iter().map(|index| wait_for(Device::Cuda(*index)));
+        waited.fold(Ok(()), Result::and)
     })
+}
+
+/// Waits until a device has done what the calling thread sent it: to tell how long that took, one has to. Nothing for devices
+/// that are not CUDA's, which are done when they return.
+///
+/// # Errors
+/// Those of anything asked of the device before.
+pub fn wait_for(device: Device) -> Result<()> {
+    match device {
+        Device::Cuda(index) => check(unsafe { sapo_stream_finish(index as i64) }),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -61,7 +61,8 @@ pub(super) fn read_tensor(
     let mut tensor = Tensor::f_empty(shape_of(info), (kind, Device::Cpu))?;
     let data = bytes_mut(&mut tensor);
     if data.len() != end.saturating_sub(begin) {
-        let message = format!("a tensor of {} bytes has a place of {}", data.len(), end.saturating_sub(begin));
+        let place = end.saturating_sub(begin);
+        let message = format!("tensor `{name}`: expected {} bytes by its shape, found a place of {place}", data.len());
         return Err(Error::invalid(path, message));
     }
     file.seek(SeekFrom::Start(data_start + begin as u64)).map_err(Error::io(path))?;
@@ -153,7 +154,7 @@ fn bytes(tensor: &Tensor) -> &[u8] {
 fn bytes_mut(tensor: &mut Tensor) -> &mut [u8] {
     match byte_length(tensor) {
         0 => &mut [],
-        // Safety: as above; any bytes make numbers.
+        // Safety: as above; nothing reads them before they are written.
         length => unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), length) },
     }
 }
