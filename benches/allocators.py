@@ -98,7 +98,8 @@ def measure(counter, way, sapo_flow, dtype, seed, folder):
     runs = []
     for steps in (SHORT, LONG):
         with environment(values | {"LD_PRELOAD": ":".join(preload), "COUNTS": counts}):
-            record = bench.run_ours(sapo_flow, "smollm2", "orpo", dtype, steps, seed, cores)
+            pipeline, params = bench.settings("smollm2", "orpo", dtype, steps, seed)
+            record = bench.run_ours(sapo_flow, pipeline, params, cores)
         with open(counts, encoding="ascii") as file:
             runs.append((record, json.load(file)))
         os.remove(counts)
