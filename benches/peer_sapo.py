@@ -29,9 +29,14 @@ import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import copy  # noqa: E402
 import json  # noqa: E402
+import os  # noqa: E402
 import random  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
+
+# Before the import, or it would not be seen; the second is the name that torch had for it first.
+if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # as its own message advises where memory ends
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
@@ -121,7 +126,11 @@ def give_trl_head(policy, reference):
 
 
 def frozen(model, dtype):
-    return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+    """A copy with its parameters in `dtype`; rotary frequencies stay in float32, as where a model is loaded so."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def make_optimizer(name, parameters):
@@ -166,31 +175,70 @@ class Clock:
         return took
 
 
+class Models:
+    """The policy with its optimizer, and the models that follow it or stay as it began."""
+
+    def __init__(self, settings, device):
+        dtype, weights = DTYPES[settings.dtype], DTYPES[settings.weights]
+        self.policy = load(settings.model, weights, device)
+        self.ema = frozen(self.policy, weights)
+        self.written = self.ema if dtype == weights else frozen(self.policy, dtype)
+        self.reference = frozen(self.policy, dtype) if settings.objective == "dpo" else None
+        self.mixed = torch.autocast(device.type, dtype) if dtype != weights else contextlib.nullcontext()
+        self.optimizer, self.max_grad_norm = None, settings.max_grad_norm
+        if settings.gradient_checkpointing:
+            self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.release_gradients:
+            update_in_backward(settings.optimizer, self.policy.parameters())
+        else:
+            self.optimizer = make_optimizer(settings.optimizer, self.policy.parameters())
+        if settings.trl_head:
+            give_trl_head(self.policy, self.reference)
+
+
+def update(models):
+    """Clipping and the optimizer's step, where the backward pass has not been both."""
+    if models.optimizer is None:
+        return
+    if models.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(models.policy.parameters(), models.max_grad_norm, foreach=True)
+    models.optimizer.step()
+    models.optimizer.zero_grad(set_to_none=True)
+
+
+def learn(models, batch, beta, clock):
+    """The policy's update by a batch, and the average's; what their parts took."""
+    line = {}
+    if models.reference is not None:
+        with torch.inference_mode():
+            reference_logps = summed_logps(models.reference, batch).float()
+        line["reference"] = clock.lap()
+    with models.mixed:
+        if models.reference is not None:
+            loss = dpo_loss(models.policy, reference_logps.clone(), batch, beta)
+        else:
+            loss, _ = orpo_loss(models.policy, batch, beta)
+    loss.backward()
+    line |= {"tokens": int(batch[1].sum()), "positions": batch[0].numel(), "logit_rows": batch[0].numel()}
+    line |= {"loss": loss.item(), "forward_backward": clock.lap()}
+    update(models)
+    line["optimizer"] = clock.lap()
+    update_ema(models.ema, models.policy, models.written)
+    return line | {"ema": clock.lap()}
+
+
 def train(settings):
     """All steps; what each took goes to standard output."""
     torch.manual_seed(settings.seed)
     chance = random.Random(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    device, dtype, weights = torch.device(settings.device), DTYPES[settings.dtype], DTYPES[settings.weights]
-    policy = load(settings.model, weights, device)
-    ema = frozen(policy, weights)
-    written = ema if dtype == weights else frozen(policy, dtype)
-    reference = frozen(policy, dtype) if settings.objective == "dpo" else None
-    if settings.gradient_checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = None
-    if settings.release_gradients:
-        update_in_backward(settings.optimizer, policy.parameters())
-    else:
-        optimizer = make_optimizer(settings.optimizer, policy.parameters())
-    mixed = torch.autocast(device.type, dtype) if dtype != weights else contextlib.nullcontext()
-    if settings.trl_head:
-        give_trl_head(policy, reference)
+    device = torch.device(settings.device)
+    models = Models(settings, device)
     rows = read_rows(settings.data, tokenizer)
     order = [row for row, (prompt, _) in enumerate(rows) if len(prompt) <= settings.max_prompt_tokens]
     chance.shuffle(order)
     plan = read_plan(settings.plan) if settings.plan else None
-    replay, beta = ReplayBuffer(), BETA[settings.objective]
+    replay = ReplayBuffer()
     for step in range(settings.steps):
         clock, began = Clock(device), time.perf_counter()
         if planned := plan and plan[step]:
@@ -198,32 +246,13 @@ def train(settings):
         else:
             taken = [order[(step * settings.batch_size + row) % len(order)] for row in range(settings.batch_size)]
         tasks = segments_of([rows[row] for row in taken], settings, chance, planned)
-        pairs, generated = rewrite(written, tasks, tokenizer, planned)
+        pairs, generated = rewrite(models.written, tasks, tokenizer, planned)
         for pair in pairs:
             replay.add(pair)
         line = {"step": step, "generated_tokens": generated, "generation": clock.lap()}
         drawn = replay.take(settings.batch_size) if plan else replay.draw(settings.batch_size, chance)
         batch = tuple(tensor.to(device) for tensor in concatenated(drawn, tokenizer.eos_token_id))
-        if reference is not None:
-            with torch.inference_mode():
-                reference_logps = summed_logps(reference, batch).float()
-            line["reference"] = clock.lap()
-        with mixed:
-            if reference is not None:
-                loss = dpo_loss(policy, reference_logps.clone(), batch, beta)
-            else:
-                loss, _ = orpo_loss(policy, batch, beta)
-        loss.backward()
-        line |= {"tokens": int(batch[1].sum()), "positions": batch[0].numel(), "logit_rows": batch[0].numel()}
-        line |= {"loss": loss.item(), "forward_backward": clock.lap()}
-        if optimizer is not None:
-            if settings.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm, foreach=True)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        line["optimizer"] = clock.lap()
-        update_ema(ema, policy, written)
-        line["ema"] = clock.lap()
+        line |= learn(models, batch, BETA[settings.objective], clock)
         now = time.perf_counter()
         print(json.dumps(line | {"seconds": now - began, "since_start": now - STARTED}), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
