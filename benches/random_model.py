@@ -4,7 +4,7 @@
     random_model.py DIR chat.jsonl                3M parameters in float32, the small model of bench.py
     random_model.py DIR chat.jsonl 8b [cuda:0]    one of gpu.py's shapes in bfloat16; a GPU draws the numbers faster
 
-The larger ones are written file by file, each of 2 GB at most, so that no more than that is in memory.
+The larger ones are written file by file, each of 2 GB at most, so that a few GB are in memory.
 """
 
 import json
