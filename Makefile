@@ -3,14 +3,15 @@
 # make test    set up what is missing, and run all tests
 # make lint    formatting, clippy and documentation, warnings denied
 # make bench   measure against a peer in PyTorch, and write BENCHMARKS.md; about an hour, BENCH= takes options
-# make bench-gpu  the same on a GPU, with random models of 1B and 8B parameters; BENCH="--python PYTHON" and the like
+# make bench-gpu  the same comparison on a GPU, with random models of 1B and 8B parameters:
+#                 LIBTORCH_USE_PYTORCH=1 make bench-gpu BENCH="--python $(which python3)"
 # make bench-growth  how time and memory grow, into GROWTH.md; a random model, no peer
 # make setup   what the others set up: libtorch, the build, a model, data
 #
 # PIPELINE=pipelines/sapo_dpo.yaml runs another pipeline. Everything fetched is kept (scripts/setup.py says where), so a
 # second time starts at once. LIBTORCH or LIBTORCH_USE_PYTORCH in the environment: that libtorch is used, none fetched.
 
-.PHONY: help run sweep test bench bench-gpu bench-growth lint setup libtorch build model data tiny-model
+.PHONY: help run sweep test bench bench-gpu with-cuda bench-growth lint setup libtorch build model data tiny-model
 
 PIPELINE ?= pipelines/sapo_orpo.yaml
 PYTHON ?= python3
@@ -69,8 +70,13 @@ bench: setup
 	cargo build --release --workspace --example decode_speed
 	$(PYTHON) benches/bench.py --sapo-flow $(SAPO_FLOW) $(BENCH)
 
-# BENCH="--python PYTHON" has a PyTorch with CUDA: see benches/gpu.py. Nothing is fetched that is there.
-bench-gpu: build data
+# libtorch as `make libtorch` fetches it is for the CPU. What is built here is built against one with CUDA.
+with-cuda:
+	@test -n "$(LIBTORCH)$(LIBTORCH_USE_PYTORCH)" || { echo "bench-gpu needs a libtorch with CUDA, your PyTorch's or" \
+	"another (LIBTORCH):"; echo '  LIBTORCH_USE_PYTORCH=1 make bench-gpu BENCH="--python $$(which python3)"'; exit 1; }
+
+# BENCH takes options: see benches/gpu.py.
+bench-gpu: with-cuda build data
 	cargo build --release --workspace --example decode_speed
 	$(PYTHON) benches/gpu.py --sapo-flow $(SAPO_FLOW) $(BENCH)
 

@@ -17,6 +17,7 @@ download, 5 GB kept: PyTorch comes with CUDA there); --python takes one that has
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -28,8 +29,8 @@ import time
 
 sys.dont_write_bytecode = True
 
-from gpu_report import gpu_section, placed  # noqa: E402
-from report import report  # noqa: E402
+from gpu_report import kept_section, placed  # noqa: E402
+from report import decoded, report  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHECKOUT = os.path.dirname(HERE)
@@ -38,7 +39,6 @@ WORK = os.path.join(CHECKOUT, "runs", "bench")
 DATA = os.path.join(WORK, "chat.jsonl")
 PLAN = os.path.join(WORK, "plan.jsonl")
 RESULTS = os.path.join(WORK, "results.json")
-GPU_RESULTS = os.path.join(WORK, "gpu.json")  # gpu.py's
 BOUNDS = os.path.join(HERE, "bounds.md")
 MODELS = {
     "smollm2": os.path.join(CHECKOUT, "models", "smollm2-135m-instruct"),
@@ -59,24 +59,25 @@ def say(message):
     print(f"bench: {message}", flush=True)
 
 
-def venv():
-    """A Python that has what the peer needs."""
+def venv(more=()):
+    """A Python that has what the peer needs, and `more`."""
     sys.path.insert(0, os.path.join(CHECKOUT, "scripts"))
     from setup import shared_cache
     from wheels import scratch
 
+    wanted = [*REQUIREMENTS, *more]
     with shared_cache() as cache:
-        folder = os.path.join(cache, "bench-" + "-".join(REQUIREMENTS[:3]).replace("==", "-"))
+        folder = os.path.join(cache, "bench-" + "-".join([*REQUIREMENTS[:3], *more]).replace("==", "-"))
         python = os.path.join(folder, "bin", "python")
         ready = os.path.join(folder, "ready")
         if not os.path.exists(ready):
-            say(f"installing {', '.join(REQUIREMENTS)} from PyPI into the cache: 2 to 3 GB to download")
+            say(f"installing {', '.join(wanted)} from PyPI into the cache: 2 to 3 GB to download")
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
             with scratch(cache) as temporary:
                 environment = os.environ | {"TMPDIR": temporary}
                 pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-cache-dir"]
-                subprocess.run(pip + REQUIREMENTS, check=True, env=environment)
+                subprocess.run(pip + wanted, check=True, env=environment)
             with open(ready, "w", encoding="ascii"):
                 pass
     return python
@@ -118,12 +119,16 @@ def model_bytes(folder):
     return total
 
 
-def head_parameters(folder):
-    """Parameters of the output head, which is the embedding in the models here."""
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        config = json.load(file)
-    assert config["tie_word_embeddings"], folder
-    return config["vocab_size"] * config["hidden_size"]
+def parameters(folder):
+    """(all, those of the layers, those of the output head) of a model, by the heads of its files."""
+    sizes = {}
+    for name in os.listdir(folder):
+        if name.endswith(".safetensors"):
+            with open(os.path.join(folder, name), "rb") as file:
+                tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            sizes |= {tensor: math.prod(tensors[tensor]["shape"]) for tensor in tensors.keys() - {"__metadata__"}}
+    head = sizes["model.embed_tokens.weight"]
+    return sum(sizes.values()), sum(sizes.values()) - head - sizes.get("lm_head.weight", 0), head
 
 
 # Runs
@@ -248,9 +253,9 @@ def begun(options, python, cores):
     lines, *_ = run([python, LIMITS], cores)
     return {
         "limits": json.loads(lines[-1][0]),
-        "decoding": decoding(options, cores, MODELS["smollm2"]),
+        "decoding": decoding(options, cores, MODELS["smollm2"], BATCH),
         "model_bytes": {name: model_bytes(folder) for name, folder in MODELS.items()},
-        "head_parameters": {name: head_parameters(folder) for name, folder in MODELS.items()},
+        "head_parameters": {name: parameters(folder)[2] for name, folder in MODELS.items()},
         "versions": versions(python, options),
         "cores": len(cores),
         "steps": options.steps,
@@ -297,14 +302,20 @@ def measure(options, python):
             write_report(results, options.output)
 
 
-def decoding(options, cores, model, *more):
-    """What decode_speed, an example of the training crate, prints of a model, if it was built. `more` of its arguments."""
-    program = os.path.join(os.path.dirname(options.sapo_flow), "examples", "decode_speed")
+def decode_speed(sapo_flow):
+    """Where the example of the training crate is, if it was built."""
+    return os.path.join(os.path.dirname(sapo_flow), "examples", "decode_speed")
+
+
+def decoding(options, cores, model, rows, *more):
+    """What decode_speed prints of a model and a batch of so many rows, if it was built. `more` of its arguments."""
+    program = decode_speed(options.sapo_flow)
     if not os.path.exists(program):
         say(f"{program} is not there, so decoding by itself is left out: cargo build --release --workspace --examples")
         return []
-    lines, *_ = run([program, model, str(BATCH), str(len(cores)), *more], cores)
-    return [line for line, _ in lines]
+    lines = [line for line, _ in run([program, model, str(rows), str(len(cores)), *more], cores)[0]]
+    decoded(lines)  # ends here, and not in a report after an hour, where that does not understand them
+    return lines
 
 
 def check_same_work(case, ours, peer):
@@ -315,12 +326,11 @@ def check_same_work(case, ours, peer):
 
 
 def write_report(results, path):
-    """What was measured, and what bounds it, which people have found out with profiles."""
+    """What was measured, and what bounds it, which people have found out with profiles. gpu.py's section stays as it is."""
     with open(BOUNDS, encoding="utf-8") as file:
         text = report(results) + "\n" + file.read()
-    if os.path.exists(GPU_RESULTS):
-        with open(GPU_RESULTS, encoding="utf-8") as file:
-            text = placed(text, gpu_section(json.load(file)))
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        text = placed(text, kept_section(file.read()))
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
 
@@ -330,6 +340,11 @@ def versions(python, options, packages=("torch", "transformers", "trl")):
     code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]), sys.version.split()[0])"
     found = subprocess.check_output([python, "-c", code, *packages], text=True).split()
     return machine(options) | dict(zip([*packages, "python"], found))
+
+
+def located(program):
+    """Where a program is, as runs are in another folder: in PATH if it is a bare name."""
+    return os.path.abspath(shutil.which(program) or program)
 
 
 def machine(options):
@@ -364,10 +379,10 @@ def main():
         with open(RESULTS, encoding="utf-8") as file:
             return write_report(json.load(file), options.output)
     options.case = options.case or CASES
-    options.sapo_flow = os.path.abspath(options.sapo_flow)
+    options.sapo_flow = located(options.sapo_flow)
     if not os.path.exists(os.path.join(MODELS["smollm2"], "config.json")) or not os.path.exists(options.sapo_flow):
         sys.exit("the model or the program is not there: `make setup` brings both")
-    python = options.python or venv()
+    python = located(options.python) if options.python else venv()
     write_data(os.path.join(CHECKOUT, "data", "chat.jsonl"))
     if not os.path.exists(os.path.join(MODELS["3m"], "config.json")):
         subprocess.run([python, RANDOM_MODEL, MODELS["3m"], DATA], check=True)

@@ -64,6 +64,7 @@ def main():
     if on_gpu:
         properties = torch.cuda.get_device_properties(device)
         out |= {"name": properties.name, "memory": properties.total_memory, "uuid": f"GPU-{properties.uuid}"}
+        out["cuda"] = torch.version.cuda
     print(json.dumps(out | {"threads": torch.get_num_threads()}))
 
 

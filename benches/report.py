@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import sys
 
 BYTES = {"float32": 4, "bfloat16": 2}
 NAMES = {"smollm2": "SmolLM2-135M", "3m": "3M parameters, random"}
@@ -133,9 +134,13 @@ def detail(case, runs, limits, parameters, head):
 
 
 def decoded(lines):
-    """What decode_speed says, line by line: type, prompts, layout, ms a step, tokens/s, share of the limit, and GB/s."""
+    """What decode_speed says, line by line: type, prompts, layout, ms a step, tokens/s, share of the limit, and GB/s.
+    Others' lines may be among them: warnings of libraries."""
     pattern = r"(\w+), (\w+) prompts, (\w+): .* ([\d.]+) ms a step, (\d+) tokens/s, (\d+)% of the limit at ([\d.]+) GB/s"
-    return [re.fullmatch(pattern, line).groups() for line in lines]
+    found = [match.groups() for match in (re.fullmatch(pattern, line) for line in lines) if match]
+    if lines and not found:
+        sys.exit("decode_speed says nothing that is understood here:\n" + "\n".join(lines))
+    return found
 
 
 def decoding(lines, batch):
