@@ -79,8 +79,9 @@ def check(options, python):
     """The packages that matter and are there. Ends with what is missing; the peer of some cases can be."""
     on_gpu, complaints = options.device != "cpu", []
     example = f"{WITH_CUDA} cargo build --release --workspace --example decode_speed"
-    decode_speed = bench.decode_speed(options.sapo_flow)
-    for path, remedy in ((options.sapo_flow, f"{WITH_CUDA} make build"), (decode_speed, example), (options.data, "make data")):
+    remedies = {options.sapo_flow: f"{WITH_CUDA} make build", options.data: "make data",
+                bench.decode_speed(options.sapo_flow): example}
+    for path, remedy in remedies.items():
         if not os.path.exists(path):
             complaints.append(f"{path} is not there: {remedy}")
     for module in PACKAGES:
@@ -165,13 +166,13 @@ def bytes_in_use(uuid):
     try:
         return int(said) << 20
     except ValueError:
-        sys.exit(f"nvidia-smi says `{said}` when asked for a device's memory in use; of a part of a device it knows none")
+        sys.exit(f"nvidia-smi says `{said}` when asked for the memory in use; of a part of a device it knows none")
 
 
 @contextlib.contextmanager
 def watched(uuid):
-    """What it gives is called to know the most bytes in use on the device meanwhile, less those before. Allocators keep what
-    they have, so to look now and then is enough."""
+    """What it gives is called to know the most bytes in use on the device meanwhile, less those before. Allocators keep
+    what they have, so to look now and then is enough."""
     before = bytes_in_use(uuid)
     seen, trouble, ended = [], [], threading.Event()
 
@@ -334,9 +335,9 @@ def main():
     parser.add_argument("--pairs", type=int, default=3, help="pairs of runs of each case")
     parser.add_argument("--steps", type=int, default=6, help="steps measured in each run, after the first")
     parser.add_argument("--minutes", type=float, help="start no pair that would end later than that")
-    parser.add_argument("--cuda-graphs", action="store_true", help="sapo-flow launches a token's work as a whole")
+    parser.add_argument("--cuda-graphs", action="store_true", help="launch a token's work as a whole")
     parser.add_argument("--go-on", action="store_true",
-                        help="keep what was measured before of other cases, the same day by the same on the same device")
+                        help="keep other cases' figures of the same day, commit and device")
     parser.add_argument("--output", metavar="FILE", help="the report; without it BENCHMARKS.md")
     options = parser.parse_args()
     options.device = "cuda:0" if options.device == "cuda" else options.device
