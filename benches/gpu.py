@@ -14,8 +14,8 @@ random, with Llama's shapes: 2.5 and 16 GB on disk, in runs/bench.
 
 Both sides do the same work, as in bench.py: what the pipeline is told as params the peer is told as options. 1b-lean and 8b
 keep weights and average in bfloat16 and AdamW's state in 8 bits, compute activations twice, and let gradients go as soon as
-they are used: 8 billion parameters fit into 80 GB that way. 8b-float32, with the policy in float32 and longer rows, does
-barely; the peer has no such thing, and sapo-flow runs alone.
+they are used: by sapo-flow's formulas 8 billion parameters fit into 80 GB so, and with the policy in float32 and longer rows
+(8b-float32) barely; that is not among the peer's options, and sapo-flow runs alone.
 """
 
 import argparse
