@@ -187,11 +187,11 @@ impl PlannedModel {
     pub fn memory(&self, kept: u64, batches: &PlannedBatches, working: impl Fn(&BatchLengths) -> u64) -> Memory {
         let most = working(&batches.most);
         let expected = batches.expected.as_ref().map_or(most, |expected| working(expected).min(most));
-        Memory { device: device::name(self.device), kept, working: most, working_expected: expected }
+        Memory { device: device::name(self.device), kept, working: most, working_expected: expected, brief: false }
     }
 
-    /// So many bytes kept on its device, and so many more at every step.
+    /// So many bytes kept on its device, and so many more for a moment of every step.
     pub fn steady_memory(&self, kept: u64, working: u64) -> Memory {
-        Memory { device: device::name(self.device), kept, working, working_expected: working }
+        Memory { device: device::name(self.device), kept, working, working_expected: working, brief: true }
     }
 }

@@ -37,6 +37,8 @@ pub struct Memory {
     pub working: u64,
     /// The same at the step that is expected to take the most, by the lengths of the data's rows.
     pub working_expected: u64,
+    /// Whether its work takes but a moment of a step, so that it is not expected just when others take the most.
+    pub brief: bool,
 }
 
 /// What a node emits at a step, for the plans of the nodes after it. Absent: unknown, or nothing of the kind.
@@ -155,21 +157,37 @@ pub fn plan(graph: &Graph) -> Result<Vec<NodePlan>, Vec<String>> {
 /// Bytes in use at a time, for each device: the most, and what is expected.
 ///
 /// Nodes that a path connects take turns at a step. With staleness above 0 several steps are under way, and any nodes
-/// may work at the same time.
+/// may work at the same time; of those whose work is brief one alone is expected to, or all the others.
 pub fn peak_memory(graph: &Graph, plans: &[NodePlan]) -> BTreeMap<String, (u64, u64)> {
     let mut devices: BTreeMap<String, Vec<(usize, &Memory)>> = BTreeMap::new();
     for (index, memory) in plans.iter().enumerate().filter_map(|(index, plan)| Some((index, plan.memory.as_ref()?))) {
         devices.entry(memory.device.clone()).or_default().push((index, memory));
     }
-    let peak = |memories: &[(usize, &Memory)], working: fn(&Memory) -> u64| {
+    let peaks = |memories: &[(usize, &Memory)]| {
         let kept: u64 = memories.iter().map(|(_, memory)| memory.kept).sum();
+        let (most, expected) = if graph.overlaps() { at_once(memories) } else { in_turn(graph, memories) };
+        (kept + most, kept + expected)
+    };
+    devices.into_iter().map(|(device, memories)| (device, peaks(&memories))).collect()
+}
+
+/// What nodes work with, any of them at the same time: at the most, and as is expected.
+fn at_once(memories: &[(usize, &Memory)]) -> (u64, u64) {
+    let most = memories.iter().map(|(_, memory)| memory.working).sum();
+    let expected = |brief: bool| {
+        let those = memories.iter().filter(move |(_, memory)| memory.brief == brief);
+        those.map(|(_, memory)| memory.working_expected)
+    };
+    (most, expected(false).sum::<u64>().max(expected(true).max().unwrap_or(0)))
+}
+
+/// What nodes work with where those that a path connects take turns: at the most, and as is expected.
+fn in_turn(graph: &Graph, memories: &[(usize, &Memory)]) -> (u64, u64) {
+    let heaviest = |working: fn(&Memory) -> u64| {
         let working: Vec<(usize, u64)> = memories.iter().map(|(index, memory)| (*index, working(memory))).collect();
-        kept + if graph.overlaps() { working.iter().map(|(_, bytes)| bytes).sum() } else { heaviest(graph, &working) }
+        heaviest(graph, &working)
     };
-    let peaks = |memories: Vec<(usize, &Memory)>| {
-        (peak(&memories, |memory| memory.working), peak(&memories, |memory| memory.working_expected))
-    };
-    devices.into_iter().map(|(device, memories)| (device, peaks(memories))).collect()
+    (heaviest(|memory| memory.working), heaviest(|memory| memory.working_expected))
 }
 
 /// The largest sum over nodes no two of which a path connects.

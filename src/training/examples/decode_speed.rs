@@ -24,6 +24,7 @@ const LONGEST_RECORDED: u32 = 256 - MANY as u32;
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Outcome<()> {
+    device::keep_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let directory = arguments.first().ok_or("expected a model's directory")?;
     let rows: u32 = arguments.get(1).map_or(Ok(4), |rows| rows.parse())?;
@@ -34,7 +35,6 @@ fn main() -> Outcome<()> {
         Some("recorded") => true,
         Some(other) => return Err(format!("layout `{other}`: expected `recorded`, or none").into()),
     };
-    device::keep_memory();
     device::set_threads(threads);
 
     // 512 MiB, or 4 GiB, far above any cache.

@@ -45,7 +45,7 @@ impl Define for Weighed {
             return Err("no".into());
         }
         let (kept, working) = (config.kept, config.working);
-        let memory = Memory { device: "cpu".into(), kept, working, working_expected: working / 10 };
+        let memory = Memory { device: "cpu".into(), kept, working, working_expected: working / 10, brief: false };
         let emits = Emits { rows: Some(1 + context.input("rows").rows.unwrap_or(0)), ..Emits::default() };
         Ok(NodePlan { memory: Some(memory), emits, ..NodePlan::default() })
     }
@@ -79,6 +79,19 @@ fn nodes_on_a_path_take_turns() {
     assert_eq!(peak_memory(&graph, &plans), BTreeMap::from([("cpu".to_owned(), (15 + 700, 15 + 70))]));
     let graph = diamond(1);
     assert_eq!(peak_memory(&graph, &plans)["cpu"], (15 + 1800, 15 + 180));
+}
+
+#[test]
+fn brief_work_is_not_expected_at_the_same_time() {
+    // Of a with 500 and b, c and d with 300, 400 and 600, a tenth of which is expected.
+    for (a, b, expected) in [(true, false, 130), (true, true, 100), (false, true, 150)] {
+        let graph = diamond(1);
+        let mut plans = plan(&graph).unwrap();
+        for (node, brief) in [(0, a), (1, b)] {
+            plans[node].memory.as_mut().unwrap().brief = brief;
+        }
+        assert_eq!(peak_memory(&graph, &plans)["cpu"], (15 + 1800, 15 + expected));
+    }
 }
 
 /// Where no end is heavier than all that is beside it, and what is best on one path is not best on another.
