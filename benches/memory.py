@@ -3,7 +3,7 @@
 
     memory.py                                  the two SAPO pipelines with the small settings in their headers
     memory.py -S dtype=float32 sapo_orpo       one of them, with values of its params besides
-    memory.py sapo_orpo+plain                  with what is no param: plain kernels
+    memory.py -S epochs=5 sapo_orpo+plain      with what is no param: plain kernels, five steps
     memory.py -S gradient_checkpointing=true sapo_orpo+lean
                                                AdamW in 8 bits, weights in bfloat16, gradients released
 
@@ -24,7 +24,7 @@ SAPO_FLOW = os.path.join(CHECKOUT, "target", "release", "sapo-flow")
 EDITS = {
     "lean": [("optimizer: adamw\n", "optimizer: adamw_8bit\n      weights: bfloat16\n      release_gradients: true\n"),
              ("      max_grad_norm: 1.0\n", "")],
-    "plain": [("\nrun:\n", "\nrun:\n  kernels: plain\n")],
+    "plain": [("\nrun:\n", "\nrun:\n  kernels: plain\n"), ('  epochs: "${epochs}"\n', '  steps: "${epochs}"\n')],
 }
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
