@@ -145,7 +145,7 @@ pub fn own_variables() -> &'static [&'static str] {
 /// paying for its pages again at the next: large tensors have a heap of their own, and the C allocator keeps the rest. To be
 /// called once, before threads start.
 ///
-/// What oneDNN keeps of the products that it has made is bounded: see [`PRODUCTS_KEPT`].
+/// What oneDNN keeps of the products that it has made is bounded: the last 128 sizes, in each thread.
 pub fn keep_memory() {
     let unset = PRODUCTS_KEPT_BY.iter().filter(|names| names.iter().all(|name| std::env::var_os(name).is_none()));
     for name in OWN_VARIABLES.get_or_init(|| unset.map(|names| names[0]).collect()) {
