@@ -16,13 +16,13 @@ the crate that the build has downloaded, libmimalloc-sys, in its folder c_src/mi
 """
 
 import argparse
-import contextlib
 import glob
 import json
 import os
 import statistics
 import subprocess
 import tempfile
+from unittest import mock
 
 import bench
 
@@ -65,21 +65,6 @@ def installed():
     return {name: paths[0] for name, paths in found.items() if paths}
 
 
-@contextlib.contextmanager
-def environment(values):
-    """Has these variables in the environment of what is started meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def compile_counter(folder):
     """The path of count_allocations.cpp as a library."""
     path = os.path.join(folder, "count_allocations.so")
@@ -97,7 +82,7 @@ def measure(counter, way, sapo_flow, dtype, seed, folder):
     cores = set(sorted(os.sched_getaffinity(0))[:2])
     runs = []
     for steps in (SHORT, LONG):
-        with environment(values | {"LD_PRELOAD": ":".join(preload), "COUNTS": counts}):
+        with mock.patch.dict(os.environ, values | {"LD_PRELOAD": ":".join(preload), "COUNTS": counts}):
             pipeline, params = bench.settings("smollm2", "orpo", dtype, steps, seed)
             record = bench.run_ours(sapo_flow, pipeline, params, cores)
         with open(counts, encoding="ascii") as file:

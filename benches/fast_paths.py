@@ -13,12 +13,13 @@ import statistics
 import tempfile
 
 import bench
+from memory import PLAIN
 
 # What a way changes in the pipeline of the bench: a text there, and what takes its place.
 WAYS = {
     "default": ("", ""),
     "`layout: padded`": ("      objective:", "      layout: padded\n      objective:"),
-    "`kernels: plain`": ("\nrun:\n", "\nrun:\n  kernels: plain\n"),
+    "`kernels: plain`": PLAIN,
 }
 
 

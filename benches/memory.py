@@ -20,11 +20,13 @@ import tempfile
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SAPO_FLOW = os.path.join(CHECKOUT, "target", "release", "sapo-flow")
-# What a word after a pipeline's name changes there: a text, and what takes its place.
+# What takes libtorch's operators in a pipeline: a text there, and what takes its place.
+PLAIN = ("\nrun:\n", "\nrun:\n  kernels: plain\n")
+# What a word after a pipeline's name changes there, likewise.
 EDITS = {
     "lean": [("optimizer: adamw\n", "optimizer: adamw_8bit\n      weights: bfloat16\n      release_gradients: true\n"),
              ("      max_grad_norm: 1.0\n", "")],
-    "plain": [("\nrun:\n", "\nrun:\n  kernels: plain\n"), ('  epochs: "${epochs}"\n', '  steps: "${epochs}"\n')],
+    "plain": [PLAIN, ('  epochs: "${epochs}"\n', '  steps: "${epochs}"\n')],
 }
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -84,14 +86,14 @@ def main():
             names.append(argument)
     print("| pipeline | settings | dry run | run | dry run / run |\n|---|---|---|---|---|")
     for name in names or ["sapo_orpo", "sapo_dpo"]:
-        folder = tempfile.TemporaryDirectory()
-        pipeline = edited(name, folder.name)
-        given = [option for value in values for option in ("-S", value)]
-        replaced = {value.split("=")[0] for value in values}
-        small = small_settings(pipeline)
-        kept = [option for option in zip(small[::2], small[1::2]) if option[1].split("=")[0] not in replaced]
-        options = [pipeline, *(part for option in kept for part in option), *given]
-        said, took = expected(options), taken(options)
+        with tempfile.TemporaryDirectory() as folder:
+            pipeline = edited(name, folder)
+            given = [option for value in values for option in ("-S", value)]
+            replaced = {value.split("=")[0] for value in values}
+            small = small_settings(pipeline)
+            kept = [option for option in zip(small[::2], small[1::2]) if option[1].split("=")[0] not in replaced]
+            options = [pipeline, *(part for option in kept for part in option), *given]
+            said, took = expected(options), taken(options)
         shown = [name, ", ".join(values) or "small", f"{said / 2**30:.2f} GiB", f"{took / 2**30:.2f} GiB"]
         print("| " + " | ".join([*shown, f"{said / took:.2f}"]) + " |", flush=True)
 

@@ -212,19 +212,17 @@ impl Footprint<'_> {
         // A part of the head's gradient, where the compute type is not that of the sum.
         let product = if self.kind == Kind::Float { 0 } else { bytes(self.kind) * self.head_parameters() };
         match self.kernels {
-            Kernels::Fused => {
-                let Limits { kept_bytes, chunk_bytes, .. } = Limits::default();
-                let (kept, chunk) = (all.min(kept_bytes as u64), all.min(chunk_bytes as u64));
-                kept + chunk + self.float_chunk(pass) + product
-            }
+            Kernels::Fused => all.min(Limits::default().kept_bytes as u64) + self.chunk(pass) + product,
             Kernels::Plain => (3 * self.float_logits(pass)).max(all + product + FLOAT * self.head_parameters()),
         }
     }
 
-    /// What a chunk's log-softmax is made in, where no kernel of ours does it within the processor's cache.
-    fn float_chunk(&self, pass: Scored) -> u64 {
+    /// A chunk of logits, and what its log-softmax is made in, where no kernel of ours does it within the processor's cache.
+    fn chunk(&self, pass: Scored) -> u64 {
+        let most = Limits::default().chunk_bytes as u64;
         let fused = Compute { kind: self.kind, kernels: self.kernels }.is_fused(self.device);
-        if fused { 0 } else { self.float_logits(pass).min(Limits::default().chunk_bytes as u64) }
+        let in_float = if fused { 0 } else { self.float_logits(pass).min(most) };
+        (pass.logit_rows * self.logits()).min(most) + in_float
     }
 
     /// All rows of logits in f32.
@@ -244,10 +242,7 @@ impl Footprint<'_> {
     /// What it takes to score the responses of a batch, without gradients.
     pub fn scoring(&self, pass: Scored) -> u64 {
         let logits = match self.kernels {
-            Kernels::Fused => {
-                let chunk = Limits::default().chunk_bytes as u64;
-                (pass.logit_rows * self.logits()).min(chunk) + self.float_chunk(pass)
-            }
+            Kernels::Fused => self.chunk(pass),
             // And their log-softmax.
             Kernels::Plain => 2 * self.float_logits(pass),
         };
